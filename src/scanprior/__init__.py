@@ -1,0 +1,26 @@
+"""scanprior: learn a prior from the scans you have, and spend your few labels well.
+
+The verbs of the command line are functions here: ``scanprior.pretrain(...)``,
+``scanprior.finetune(...)``, ``scanprior.evaluate(...)`` and so on (see ``scanprior.api``).
+They are imported on first use, so that ``import scanprior`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+
+_VERBS = (
+    "check", "compare", "evaluate", "finetune", "index", "prepare", "predict", "pretrain", "probe", "report",
+)  # fmt: skip
+
+__all__ = ["__version__", *_VERBS]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _VERBS:
+        from scanprior import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'scanprior' has no attribute {name!r}")

@@ -1,0 +1,127 @@
+"""What the command line shows: progress, notes, tables of results."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from scanprior.engine.logs import Reporter
+
+console = Console(highlight=False)
+"""Standard output, for results and for what to run next."""
+
+_EVERY = 10.0
+"""Seconds between lines of progress where the output is no terminal."""
+
+
+class ConsoleReporter(Reporter):
+    """Shows progress on one line of a terminal, or as a line every ten seconds in a log."""
+
+    def __init__(self, out: Console | None = None) -> None:
+        self.out = out or console
+        self._last, self._open = 0.0, False
+
+    def step(self, row: dict[str, Any], total: int, seconds: float) -> None:
+        """Show a row of training metrics."""
+        done = int(row["step"])
+        left = seconds / done * (total - done)
+        spread = f"  spread {row['embedding_std']:.2f}" if "embedding_std" in row else ""
+        self._progress(
+            f"step {done:,}/{total:,}  epoch {row['epoch']:.1f}  loss {row['loss']:.4f}{spread}  "
+            f"{row['images_per_second']:.0f} images/s  waiting for data {row['data_wait']:.0%}  {clock(left)} left",
+            done == total,
+        )
+
+    def validation(self, step: int, values: dict[str, float], select: str | None) -> None:
+        """Show the metrics of a validation."""
+        shown = "  ".join(f"{k} {v:.4f}" for k, v in values.items() if not k.startswith("negative"))
+        self.note(f"validation at step {step:,}: {shown}")
+
+    def preparing(self, done: int, total: int) -> None:
+        """Show how many images were decoded."""
+        self.counted(done, total, "images decoded")
+
+    def counted(self, done: int, total: int, what: str) -> None:
+        """Show how many of something are done."""
+        self._progress(f"{done:,}/{total:,} {what}", done == total)
+
+    def evaluation(self, result: dict[str, Any]) -> None:
+        """Show an evaluation as a table."""
+        self._close()
+        self.out.print(evaluation_table(result))
+
+    def note(self, text: str) -> None:
+        """Show a sentence."""
+        self._close()
+        style = "yellow" if text.startswith("warning") else ""
+        self.out.print(Text(text, style=style), soft_wrap=True)
+
+    def _progress(self, line: str, finished: bool) -> None:
+        now = time.monotonic()
+        if self.out.is_terminal:
+            if finished or now - self._last > 0.1:
+                self.out.file.write("\r\x1b[2K" + line[: self.out.width - 1])
+                self.out.file.flush()
+                self._last, self._open = now, True
+            if finished:
+                self._close()
+        elif finished or now - self._last > _EVERY:
+            self.out.print(line, soft_wrap=True)
+            self._last = now
+
+    def _close(self) -> None:
+        if self._open:
+            self.out.file.write("\n")
+            self._open = False
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as ``1:02:03`` or ``2:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def evaluation_table(result: dict[str, Any]) -> Table:
+    """Return the metrics of an evaluation as a table."""
+    who = f"{result['patients']:,} patients" if result.get("patients") else "patients unknown"
+    table = Table(title=f"{result['name']}: {result['n']:,} images, {who}", title_justify="left")
+    for column, side in (
+        ("metric", "left"),
+        ("class", "left"),
+        ("value", "right"),
+        ("95 % interval", "right"),
+        ("n", "right"),
+    ):
+        table.add_column(column, justify=side)  # type: ignore[arg-type]
+    for row in result["metrics"]:
+        if row["value"] is None:
+            table.add_row(row["metric"], str(row["class"]), "n/a", row["reason"] or "", str(row["n"]))
+            continue
+        interval = f"{row['low']:.3f} – {row['high']:.3f}" if row["low"] is not None else ""
+        if row.get("interval") == "DeLong":
+            interval += " (DeLong)"
+        table.add_row(row["metric"], str(row["class"]), f"{row['value']:.3f}", interval, str(row["n"]))
+    return table
+
+
+def comparison_table(result: dict[str, Any]) -> Table:
+    """Return the paired differences of two runs as a table."""
+    table = Table(
+        title=f"{result['names'][0]} minus {result['names'][1]}: {result['n']:,} images", title_justify="left"
+    )
+    for column in ("metric", "class", "first", "second", "difference", "95 % interval", "p"):
+        table.add_column(column, justify="left" if column in ("metric", "class") else "right")
+    for row in result["differences"]:
+        if row["difference"] is None:
+            table.add_row(row["metric"], str(row["class"]), "", "", "n/a", row["reason"] or "", "")
+            continue
+        table.add_row(
+            row["metric"], str(row["class"]), f"{row['first']:.3f}", f"{row['second']:.3f}",
+            f"{row['difference']:+.3f}", f"{row['low']:+.3f} – {row['high']:+.3f}", f"{row['p']:.3g}",
+        )  # fmt: skip
+    return table

@@ -1,0 +1,8 @@
+"""The one training loop."""
+
+from scanprior.engine.logs import Reporter
+from scanprior.engine.loop import Training, read_metrics
+from scanprior.engine.settings import EngineConfig
+from scanprior.engine.stream import Batch, BatchSource, Order
+
+__all__ = ["Batch", "BatchSource", "EngineConfig", "Order", "Reporter", "Training", "read_metrics"]

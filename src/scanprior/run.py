@@ -1,0 +1,173 @@
+"""The run folder: everything one training produced, and the unit that later commands take."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from scanprior import __version__
+from scanprior.config import dump_yaml, load_yaml
+from scanprior.errors import RunError
+
+FORMAT = 1
+"""Version of the layout of ``model.json``; a run of a greater one is refused."""
+
+_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pydicom", "pillow", "scikit-learn", "lightning-fabric")
+
+
+class Run:
+    """A run folder.
+
+    Attributes:
+        path: the folder.
+        card: the content of ``model.json``: encoder, task, preprocessing, parent, data, versions, seed.
+    """
+
+    def __init__(self, path: Path, card: dict[str, Any]) -> None:
+        self.path, self.card = path, card
+
+    @classmethod
+    def create(cls, path: Path, config: BaseModel, *, resume: bool, overwrite: bool = False) -> Run:
+        """Begin a run, or go on with one.
+
+        Raises:
+            RunError: the folder holds a run already (and neither ``resume`` nor ``overwrite``), holds
+                something else, or was begun with another configuration.
+        """
+        path = Path(path)
+        begun, text = path / "config.yaml", dump_yaml(config)
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path}: a file stands where the run folder should be; choose another --out")
+        if begun.exists():
+            if resume:
+                _same_config(begun, config)
+                return cls(path, {})
+            if not overwrite:
+                raise RunError(
+                    f"{path}: a run is there already; add --resume to go on, or choose another --out"
+                )
+            _remove_run(path)
+        elif path.is_dir() and any(path.iterdir()):
+            raise RunError(f"{path}: the folder is not empty and holds no run; choose another --out")
+        path.mkdir(parents=True, exist_ok=True)
+        begun.write_text(text)
+        return cls(path, {})
+
+    @classmethod
+    def open(cls, path: Path | str) -> Run:
+        """Open a finished run.
+
+        Raises:
+            RunError: no run, a run that is not finished, or one of a newer scanprior.
+        """
+        path = Path(path)
+        card_file = path / "model.json"
+        if not card_file.exists():
+            if (path / "config.yaml").exists():
+                raise RunError(f"{path}: this run is not finished; go on with its command and --resume")
+            raise RunError(f"{path}: this is no run folder (it has no model.json)")
+        try:
+            card = json.loads(card_file.read_text())
+        except ValueError as error:
+            raise RunError(f"{card_file}: not readable as JSON ({error}); the run is damaged") from error
+        if int(card.get("format", 0)) > FORMAT:
+            raise RunError(
+                f"{path}: written by scanprior {card.get('scanprior_version')} in format {card['format']}, this is "
+                f"{__version__} with format {FORMAT}; update scanprior"
+            )
+        return cls(path, card)
+
+    @staticmethod
+    def finished(path: Path) -> bool:
+        """Return whether the folder holds a finished run."""
+        return (Path(path) / "model.json").exists()
+
+    @property
+    def weights(self) -> Path:
+        """Path of the weights."""
+        return self.path / "model.safetensors"
+
+    def fingerprint(self) -> str:
+        """Return the first 16 hex digits of the SHA-256 of the weights."""
+        digest = hashlib.sha256()
+        with self.weights.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()[:16]
+
+    def config(self) -> dict[str, Any]:
+        """Return the configuration the run was made with."""
+        return load_yaml(self.path / "config.yaml")
+
+
+def describe(kind: str, seed: int, **parts: Any) -> dict[str, Any]:
+    """Return a card with the version, time and software filled in."""
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "scanprior_version": __version__,
+        "versions": {"python": platform.python_version(), **_versions()},
+        "seed": seed,
+        **parts,
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+_MAY_CHANGE = {
+    "engine": {"workers", "devices", "micro_batch", "checkpoint_every", "log_every", "logger", "accelerator"}
+}
+
+
+def _same_config(begun: Path, config: BaseModel) -> None:
+    before, now = load_yaml(begun), config.model_dump(mode="json")
+    for place, old, new in _differences(before, now):
+        section, _, name = place.partition(".")
+        if name not in _MAY_CHANGE.get(section, set()):
+            raise RunError(
+                f"{begun.parent}: cannot be resumed with {place}={new!r}, it was begun with {old!r}; "
+                "use the same settings, or choose another --out"
+            )
+
+
+def _differences(before: Any, now: Any, place: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = {**before, **now}
+        inner = (_differences(before.get(n), now.get(n), f"{place}.{n}" if place else str(n)) for n in names)
+        return [difference for found in inner for difference in found]
+    return [] if before == now else [(place, before, now)]
+
+
+_PARTS = (
+    "config.yaml",
+    "model.json",
+    "model.safetensors",
+    "metrics.jsonl",
+    "predictions.parquet",
+    "report.html",
+)
+
+
+def _remove_run(path: Path) -> None:
+    import shutil
+
+    for name in _PARTS:
+        (path / name).unlink(missing_ok=True)
+    for folder in ("state", "pictures", "evaluations"):
+        shutil.rmtree(path / folder, ignore_errors=True)
