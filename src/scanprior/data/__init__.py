@@ -1,0 +1,1 @@
+"""Data: manifests, readers, checks, splits, the prepared store and its loader."""

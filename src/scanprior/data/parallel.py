@@ -1,0 +1,47 @@
+"""Map a function over many items in worker processes, in order, with memory that stays flat."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_CHUNK = 16
+
+
+def _apply(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    return [function(item) for item in items]
+
+
+def ordered_map(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
+    """Yield ``function(item)`` for every item, in the order of ``items``.
+
+    Only a few chunks are in flight at a time, so memory does not grow with ``len(items)``.
+
+    Args:
+        function: a picklable function of one item; what it raises is raised here.
+        items: what to map over.
+        workers: number of processes; 0 computes in this process. A set too small to pay for
+            starting processes is also computed here.
+    """
+    if workers < 1 or len(items) < 16 * _CHUNK:
+        yield from map(function, items)
+        return
+    # A forked child of a process with torch threads may hang, so never "fork".
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method))
+    waiting: deque[Future[list[Result]]] = deque()
+    try:
+        for start in range(0, len(items), _CHUNK):
+            waiting.append(pool.submit(_apply, function, items[start : start + _CHUNK]))
+            if len(waiting) > 4 * workers:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,337 @@
+"""The work of `prepare` that runs in worker processes: decode some images, write them in their place.
+
+A chunk is a run of consecutive images inside one shard. Workers write pixels straight into the
+shard, so no pixel passes between processes and only a few chunks are in memory at a time. Writing
+goes through files, not memory maps: a full disk is then an error instead of a bus error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from itertools import chain
+from multiprocessing.connection import wait as wait_for
+from pathlib import Path
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from scanprior.data.fitting import Fit, Pixels, fit_pixels
+from scanprior.data.measure import pixel_digest
+from scanprior.data.readers import read_reference
+from scanprior.errors import DataError, ImageReadError
+
+SHARD_BYTES = 256 * 2**20
+CHUNK_BYTES = 8 * 2**20
+CHUNK_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Where every image of a store lies: ``.npy`` files of at most 256 MB that NumPy can map.
+
+    Shards and chunks are sized for three channels whatever ``channels`` is, so that a store that
+    turns out to hold colour keeps its division. Slot i is image i of the manifest; the slot of an
+    image that cannot be read stays black and nobody reads it.
+
+    Args:
+        folder: the store's folder.
+        images: number of slots.
+        channels, size, depth: shape and bits of one image.
+    """
+
+    folder: Path
+    images: int
+    channels: int
+    size: int
+    depth: int
+
+    @property
+    def dtype(self) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
+        """Type of the pixels, little-endian on every machine."""
+        return np.dtype(np.uint8) if self.depth == 8 else np.dtype("<u2")
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of one image."""
+        return self.channels * self.size**2 * self.dtype.itemsize
+
+    @property
+    def _widest(self) -> int:
+        return 3 * self.size**2 * self.dtype.itemsize
+
+    @property
+    def chunk_images(self) -> int:
+        """Images that are decoded and recorded together."""
+        return max(1, min(CHUNK_IMAGES, CHUNK_BYTES // self._widest))
+
+    @property
+    def shard_images(self) -> int:
+        """Images in every shard but the last: whole chunks."""
+        return max(1, (SHARD_BYTES - 128) // self._widest // self.chunk_images) * self.chunk_images
+
+    @property
+    def count(self) -> int:
+        """Number of shards."""
+        return -(-self.images // self.shard_images)
+
+    def path(self, shard: int) -> Path:
+        """Return the file of a shard."""
+        return self.folder / f"images-{'grey' if self.channels == 1 else 'rgb'}-{shard:05d}.npy"
+
+    def shape(self, shard: int) -> tuple[int, int, int, int]:
+        """Return (images, C, S, S) of a shard."""
+        images = min(self.shard_images, self.images - shard * self.shard_images)
+        return images, self.channels, self.size, self.size
+
+    def header(self, shard: int) -> bytes:
+        """Return what a shard's file begins with: the description of its array."""
+        stream = BytesIO()
+        facts = {"descr": npy.dtype_to_descr(self.dtype), "fortran_order": False, "shape": self.shape(shard)}
+        npy.write_array_header_1_0(stream, facts)
+        return stream.getvalue()
+
+    def file_bytes(self, shard: int) -> int:
+        """Return the length of a shard's file."""
+        return len(self.header(shard)) + self.shape(shard)[0] * self.image_bytes
+
+    def allocate(self) -> None:
+        """Create the shards that are missing, at full length; what is written in them stays."""
+        for shard in range(self.count):
+            with self.path(shard).open("ab") as stream:
+                if stream.tell() == 0:
+                    stream.write(self.header(shard))
+                stream.truncate(self.file_bytes(shard))
+
+    def write(self, first: int, pixels: Pixels) -> None:
+        """Write consecutive images (n, C, S, S) of one shard from slot ``first``, through to the disk."""
+        shard, place = divmod(first, self.shard_images)
+        offset = len(self.header(shard)) + place * self.image_bytes
+        with self.path(shard).open("r+b") as stream:
+            stream.seek(offset)
+            stream.write(np.ascontiguousarray(pixels, dtype=self.dtype).data)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def read(self, first: int, images: int) -> Pixels:
+        """Return consecutive images (images, C, S, S) of one shard from slot ``first``."""
+        shard, place = divmod(first, self.shard_images)
+        mapped = np.load(self.path(shard), mmap_mode="r")
+        pixels: Pixels = np.array(mapped[place : place + images])
+        return pixels
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive images to decode.
+
+    Args:
+        number: place among the chunks of the store.
+        first: slot of the first image.
+        references: the images, as in the manifest.
+        unreadable: slot to reason, for images already known not to be readable.
+        recorded: what a grey store recorded of this chunk, when it only has to be copied from there.
+    """
+
+    number: int
+    first: int
+    references: tuple[str, ...]
+    unreadable: dict[int, str] = field(default_factory=dict)
+    recorded: Record | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a finished chunk; JSON of it is a line of the journal.
+
+    Args:
+        chunk, first: number of the chunk and slot of its first image.
+        digest: SHA-256 of its stored pixels.
+        sums: per image and channel, the exact sum of its values and of their squares.
+        images: per image, 32 hex digits of the digest of its decoded pixels ("" if unreadable).
+        left_out: slot and reason of every unreadable image.
+    """
+
+    chunk: int
+    first: int
+    digest: str
+    sums: list[list[list[int]]]
+    images: list[str]
+    left_out: list[tuple[int, str]]
+
+
+class ColourFound(Exception):
+    """A colour image came up while the store was taken to be grey; not an error."""
+
+
+@dataclass(frozen=True)
+class ChunkWriter:
+    """Prepares one chunk after another; called in worker processes.
+
+    Args:
+        root: folder that relative references start from.
+        shards: where to write.
+        fit: how an image is made square.
+        grey_only: raise ``ColourFound`` at the first colour image.
+        grey: the grey shards that recorded chunks are copied from.
+    """
+
+    root: Path
+    shards: Shards
+    fit: Fit
+    grey_only: bool = False
+    grey: Shards | None = None
+
+    def __call__(self, chunk: Chunk) -> Record:
+        """Prepare ``chunk``; its pixels are on the disk when this returns."""
+        if chunk.recorded is not None and self.grey is not None:
+            return self._copied(chunk, chunk.recorded, self.grey)
+        shards = self.shards
+        shape = (len(chunk.references), shards.channels, shards.size, shards.size)
+        pixels: Pixels = np.zeros(shape, shards.dtype)
+        digests = [""] * len(chunk.references)
+        left_out = dict(chunk.unreadable)
+        for place, reference in enumerate(chunk.references):
+            slot = chunk.first + place
+            if slot in left_out:
+                continue
+            try:
+                decoded = read_reference(reference, self.root).pixels
+            except ImageReadError as error:
+                left_out[slot] = error.reason
+                continue
+            if self.grey_only and decoded.shape[2] != 1:
+                raise ColourFound(reference)
+            digests[place] = pixel_digest(decoded).hex()[:32]
+            pixels[place] = fit_pixels(
+                decoded, size=shards.size, channels=shards.channels, depth=shards.depth, fit=self.fit
+            )
+        return self._written(chunk, pixels, digests, sorted(left_out.items()))
+
+    def _copied(self, chunk: Chunk, recorded: Record, grey: Shards) -> Record:
+        pixels: Pixels = np.repeat(
+            grey.read(chunk.first, len(chunk.references)), self.shards.channels, axis=1
+        )
+        return self._written(chunk, pixels, recorded.images, recorded.left_out)
+
+    def _written(
+        self, chunk: Chunk, pixels: Pixels, digests: list[str], left_out: list[tuple[int, str]]
+    ) -> Record:
+        self.shards.write(chunk.first, pixels)
+        return Record(
+            chunk=chunk.number,
+            first=chunk.first,
+            digest=hashlib.sha256(pixels.data).hexdigest(),
+            sums=[[_sums(channel) for channel in image] for image in pixels],
+            images=digests,
+            left_out=left_out,
+        )
+
+    def try_image(self, reference: str) -> None:
+        """Decode an image and forget it: only to see whether the process survives."""
+        try:
+            read_reference(reference, self.root)
+        except ImageReadError:
+            return
+
+
+def _sums(values: NDArray[np.generic]) -> list[int]:
+    """Return the exact sum and sum of squares of uint8 or uint16 values."""
+    counts = np.bincount(values.ravel())
+    levels = np.arange(len(counts), dtype=np.int64)
+    return [int(counts @ levels), int(counts @ levels**2)]
+
+
+def prepare_chunks(
+    chunks: Iterable[Chunk],
+    work: Callable[[Chunk], Record],
+    try_image: Callable[[str], None],
+    workers: int,
+) -> Iterator[Record]:
+    """Yield ``work(chunk)`` of all chunks, in the order they finish; at most two a worker are under way.
+
+    An image that kills the process that decodes it (a fault in a codec) is found by decoding the
+    images of the lost chunks one by one, and left out.
+
+    Args:
+        workers: number of processes; 0 works in this one.
+
+    Raises:
+        DataError: worker processes die and no image is to blame.
+    """
+    if workers == 0:
+        yield from map(work, chunks)
+        return
+    todo = iter(chunks)
+    pool, taken = _pool(workers), dict[int, Chunk]()
+    pending: set[Future[Record]] = set()
+    try:
+        while True:
+            try:
+                while len(pending) < 2 * workers and (chunk := next(todo, None)) is not None:
+                    taken[chunk.number] = chunk
+                    pending.add(pool.submit(work, chunk))
+                if not pending:
+                    return
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    record = future.result()
+                    del taken[record.chunk]
+                    yield record
+            except BrokenProcessPool:
+                pool.shutdown()
+                lost = _without_killers(sorted(taken.values(), key=lambda chunk: chunk.number), try_image)
+                todo, taken, pending, pool = chain(lost, todo), {}, set(), _pool(workers)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _without_killers(lost: list[Chunk], try_image: Callable[[str], None]) -> list[Chunk]:
+    """Return the lost chunks, with the images that kill a process marked as unreadable."""
+    found, pool = [], _pool(1)
+    for chunk in lost:
+        killers = {}
+        for place, reference in enumerate(chunk.references):
+            if chunk.first + place in chunk.unreadable or chunk.recorded is not None:
+                continue
+            try:
+                pool.submit(try_image, reference).result()
+            except BrokenProcessPool:
+                killers[chunk.first + place] = "decoding it crashes the decoder"
+                pool = _pool(1)
+        found.append(replace(chunk, unreadable=chunk.unreadable | killers))
+    pool.shutdown()
+    if found == lost:
+        raise DataError(
+            f"a worker process died while reading {lost[0].references[0]} and the images after it, though each "
+            "can be read alone: free memory, take fewer workers or 0, and in a script of your own call this "
+            "under `if __name__ == '__main__':`"
+        )
+    return found
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # A forked child of a process with threads may hang, so never "fork".
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    return ProcessPoolExecutor(workers, multiprocessing.get_context(method), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that started it is gone: after a kill -9 nobody else does."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch(sentinel: int) -> None:
+        wait_for([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()

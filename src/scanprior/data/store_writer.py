@@ -1,0 +1,396 @@
+"""`prepare`: plan the chunks, keep the journal, and finish the store in one step.
+
+While it is unfinished, a folder holds the shards and ``journal-*.jsonl``: a first line that says for
+which images and settings, then one line a finished chunk, written after its pixels are on the disk.
+``store.json`` appears last, by a rename; then the journals go.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from scanprior.data.fitting import Fit
+from scanprior.data.manifest import Manifest
+from scanprior.data.paths import split_reference
+from scanprior.data.store import FORMAT, VERSION, Store, moments, read_facts, totalled
+from scanprior.data.store_chunks import Chunk, ChunkWriter, ColourFound, Record, Shards, prepare_chunks
+from scanprior.errors import DataError
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+
+
+def request_key(
+    manifest: Manifest, *, size: int, channels: int | None = None, depth: int = 8, fit: Fit = "squash"
+) -> str:
+    """Return 16 hex digits of what a store is asked for: table, settings, and size and time of every file.
+
+    Equal keys give equal stores, so it can name a cached one. No image is opened.
+    """
+    settings = {"version": VERSION, "size": size, "channels": channels, "depth": depth, "fit": fit}
+    digest = hashlib.sha256(json.dumps([manifest.fingerprint(), settings]).encode())
+    for reference in map(str, manifest.frame["image"]):
+        file, part = split_reference(reference)
+        # As the readers do: a file whose very name ends in #3 is taken by its name.
+        stamp = _stamp(manifest.root / reference) or (_stamp(manifest.root / file) if part else "")
+        digest.update(f"{stamp or 'missing'} ".encode())
+    return digest.hexdigest()[:16]
+
+
+def _stamp(path: Path) -> str:
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return ""
+    return f"{status.st_size}/{status.st_mtime_ns}"
+
+
+class Journal:
+    """What is finished of an unfinished store; survives a kill at any moment.
+
+    Args:
+        path: the file; created where there is none.
+        request: key of what is asked for.
+
+    Attributes:
+        done: number of every finished chunk, and how many images it has.
+
+    Raises:
+        DataError: the journal is of other images or settings.
+    """
+
+    def __init__(self, path: Path, request: str) -> None:
+        self.path, self.done = path, dict[int, int]()
+        header = json.dumps({"format": f"{FORMAT}-journal", "version": VERSION, "request": request}) + "\n"
+        whole = 0
+        if path.exists():
+            with path.open("rb") as stream:
+                # A kill may tear the last line: it is cut off, and its chunk done again.
+                for line in iter(stream.readline, b""):
+                    if not line.endswith(b"\n"):
+                        break
+                    if whole == 0 and line != header.encode():
+                        raise DataError(
+                            f"{path.parent}: an unfinished store of other images or settings is here, or its "
+                            "files have changed since; remove the folder or name another"
+                        )
+                    if whole:
+                        self._note(_record(line))
+                    whole += len(line)
+        with path.open("ab") as stream:
+            stream.truncate(whole)
+            if whole == 0:
+                stream.write(header.encode())
+
+    def _note(self, record: Record) -> None:
+        self.done[record.chunk] = len(record.images)
+
+    def add(self, record: Record) -> None:
+        """Record a finished chunk, whose pixels are on the disk."""
+        with self.path.open("ab") as stream:
+            stream.write(json.dumps(asdict(record)).encode() + b"\n")
+        self._note(record)
+
+    def records(self) -> Iterator[Record]:
+        """Yield what was recorded, one at a time."""
+        with self.path.open("rb") as stream:
+            stream.readline()
+            yield from map(_record, stream)
+
+
+def _record(line: bytes) -> Record:
+    return Record(**json.loads(line))
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """One call of ``prepare``, whose arguments these are."""
+
+    manifest: Manifest
+    out: Path
+    size: int
+    channels: int | None
+    depth: int
+    fit: Fit
+
+    def run(self, workers: int, progress: Progress | None) -> Store:
+        """Make, finish or find the store."""
+        self._check_arguments(workers)
+        request = request_key(
+            self.manifest, size=self.size, channels=self.channels, depth=self.depth, fit=self.fit
+        )
+        if (finished := self._finished(request)) is not None:
+            return finished
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            records, shards = self._all_chunks(request, workers, progress)
+            return self._finish(records, shards, request)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise DataError(
+                f"{self.out}: the disk is full; the store needs {self._bytes(self.channels or 3):,} bytes in all. "
+                "Free some space and run this again: what is finished is kept"
+            ) from error
+
+    def _check_arguments(self, workers: int) -> None:
+        for name, value, allowed in (
+            ("channels", self.channels, (None, 1, 3)),
+            ("depth", self.depth, (8, 16)),
+            ("fit", self.fit, ("squash", "pad", "crop")),
+        ):
+            if value not in allowed:
+                raise DataError(
+                    f"{name}={value!r} is not possible; choose one of {', '.join(map(str, allowed))}"
+                )
+        if self.size < 1 or workers < 0:
+            raise DataError(f"size={self.size} and workers={workers} must be at least 1 and 0")
+        if not len(self.manifest):
+            raise DataError(f"{self.manifest.name}: there is no image to prepare")
+
+    def _finished(self, request: str) -> Store | None:
+        """Return the store that is there already; refuse a folder that is something else."""
+        facts = read_facts(self.out)
+        if facts is not None:
+            if facts["request"] != request:
+                raise DataError(
+                    f"{self.out}: a store of other images or settings is here (size {facts['size']}, "
+                    f"{facts['audit']['images']:,} images), "
+                    "or its files have changed since; remove it or name another folder"
+                )
+            store = Store.open(self.out)
+            store.reused = True
+            log.info("%s: finished before, used as it is", self.out)
+            self._remove_traces()
+            return store
+        if self.out.exists() and not self.out.is_dir():
+            raise DataError(f"{self.out}: a file is here; name a folder for the store")
+        if self.out.is_dir() and any(self.out.iterdir()) and not any(self.out.glob("journal-*.jsonl")):
+            raise DataError(
+                f"{self.out}: the folder holds something else; name a new or empty one for the store"
+            )
+        return None
+
+    def _bytes(self, channels: int) -> int:
+        return len(self.manifest) * self._shards(channels).image_bytes
+
+    def _shards(self, channels: int) -> Shards:
+        return Shards(self.out, len(self.manifest), channels, self.size, self.depth)
+
+    def _journal(self, channels: int) -> Path:
+        return self.out / f"journal-{'grey' if channels == 1 else 'rgb'}.jsonl"
+
+    def _all_chunks(self, request: str, workers: int, progress: Progress | None) -> tuple[Journal, Shards]:
+        """Prepare every chunk; where channels are not given, as grey until a colour image comes up.
+
+        Then the grey chunks are copied, three times each channel, instead of decoded again: it is
+        what decoding them for three channels gives.
+        """
+        if self.channels is None and not self._journal(3).exists():
+            try:
+                return self._chunks(1, request, workers, progress), self._shards(1)
+            except ColourFound as found:
+                log.info("%s is in colour: the store gets 3 channels", found)
+        channels = self.channels or 3
+        return self._chunks(channels, request, workers, progress), self._shards(channels)
+
+    def _chunks(self, channels: int, request: str, workers: int, progress: Progress | None) -> Journal:
+        shards, total = self._shards(channels), len(self.manifest)
+        journal = Journal(self._journal(channels), request)
+        grey = None
+        if channels == 3 and self.channels is None and self._journal(1).exists():
+            grey = Journal(self._journal(1), request)
+        done = sum(journal.done.values())
+        self._check_space(shards, total - done)
+        shards.allocate()
+        writer = ChunkWriter(
+            root=self.manifest.root,
+            shards=shards,
+            fit=self.fit,
+            grey_only=self.channels is None and channels == 1,
+            grey=self._shards(1),
+        )
+        if progress is not None:
+            progress(done, total)
+        todo = self._todo(shards, set(journal.done), grey)
+        few = total - done <= shards.chunk_images  # not worth starting processes for
+        for record in prepare_chunks(todo, writer, writer.try_image, 0 if few else workers):
+            journal.add(record)
+            done += len(record.images)
+            if progress is not None:
+                progress(done, total)
+        return journal
+
+    def _todo(self, shards: Shards, done: set[int], grey: Journal | None) -> Iterator[Chunk]:
+        """Yield the chunks to do: first those to copy from the grey store, then those to decode."""
+        images, step = self.manifest.frame["image"], shards.chunk_images
+
+        def chunk(number: int, recorded: Record | None = None) -> Chunk:
+            part = images.iloc[number * step : (number + 1) * step]
+            return Chunk(number, number * step, tuple(map(str, part)), recorded=recorded)
+
+        for record in grey.records() if grey is not None else ():
+            if record.chunk not in done:
+                done.add(record.chunk)
+                yield chunk(record.chunk, record)
+        for number in range(-(-len(images) // step)):
+            if number not in done:
+                yield chunk(number)
+
+    def _check_space(self, shards: Shards, images: int) -> None:
+        needed, free = images * shards.image_bytes, shutil.disk_usage(self.out).free
+        if needed > free:
+            raise DataError(
+                f"{self.out}: the store needs {needed:,} more bytes and the disk has {free:,} free; "
+                "free some space, choose a smaller size or name a folder on another disk"
+            )
+
+    def _finish(self, journal: Journal, shards: Shards, request: str) -> Store:
+        made = _Made.gather(journal, shards)
+        if len(made.left_out) == shards.images:
+            self._discard()
+            slot, reason = made.left_out[0]
+            raise DataError(
+                f"{self.manifest.name}: none of the {shards.images:,} images can be read; the first, "
+                f"{self.manifest.frame['image'].iloc[slot]}: {reason}"
+            )
+        frame = self.manifest.frame.reset_index(drop=True)
+        kept = np.delete(np.arange(shards.images), [slot for slot, _ in made.left_out])
+        counted, which = _counted(frame, kept)
+        totals = totalled(made.sums[counted])
+        mean, std = moments(totals, len(counted) * self.size**2, self.depth)
+        settings = {"size": self.size, "channels": shards.channels, "depth": self.depth, "fit": self.fit}
+        content = json.dumps([self.manifest.fingerprint(), settings, made.digest])
+        self._write_index(frame, kept, made.images)
+        _replace(self.out / "statistics.npy", _npy(made.sums))
+        facts = {
+            "format": FORMAT,
+            "version": VERSION,
+            "name": self.manifest.name,
+            "layout": self.manifest.layout,
+            "root": str(self.manifest.root.resolve()),
+            "label_columns": self.manifest.label_columns,
+            **settings,
+            "mean": mean,
+            "std": std,
+            "totals": totals,
+            "fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16],
+            "request": request,
+            "audit": {
+                "images": shards.images,
+                "stored": len(kept),
+                "counted": {"images": len(counted), "rows": which},
+                "left_out": _left_out(frame, made.left_out),
+            },
+        }
+        if shards.channels == 3:
+            self._remove_shards(1)
+        _replace(self.out / "store.json", json.dumps(facts, indent=1, ensure_ascii=False).encode())
+        self._remove_traces()
+        return Store.open(self.out)
+
+    def _write_index(self, frame: pd.DataFrame, kept: NDArray[np.int64], digests: NDArray[np.bytes_]) -> None:
+        taken = {name: f"{name} (table)" for name in ("row", "pixels") if name in frame.columns}
+        index = frame.rename(columns=taken).iloc[kept].reset_index(drop=True)
+        index["row"] = np.arange(len(kept), dtype=np.int64)
+        index["pixels"] = digests[kept].astype(str)
+        _replace(self.out / "index.parquet", index.to_parquet(index=False))
+
+    def _remove_traces(self) -> None:
+        """Remove the journals, and what a kill in the middle of a rename left."""
+        for path in (self._journal(1), self._journal(3), *self.out.glob(".*.partial")):
+            path.unlink(missing_ok=True)
+
+    def _remove_shards(self, channels: int) -> None:
+        shards = self._shards(channels)
+        for shard in range(shards.count):
+            shards.path(shard).unlink(missing_ok=True)
+
+    def _discard(self) -> None:
+        """Remove everything that was written: nothing of it is of use."""
+        self._remove_shards(1)
+        self._remove_shards(3)
+        self._remove_traces()
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What the journal knows of all images, in the order of the manifest.
+
+    Args:
+        sums: (n, C, 2) int64 sums of values and squares, 0 for the unreadable.
+        images: (n,) digests of the decoded images.
+        left_out: slot and reason of the unreadable.
+        digest: of all stored pixels.
+    """
+
+    sums: NDArray[np.int64]
+    images: NDArray[np.bytes_]
+    left_out: list[tuple[int, str]]
+    digest: str
+
+    @classmethod
+    def gather(cls, journal: Journal, shards: Shards) -> _Made:
+        sums = np.zeros((shards.images, shards.channels, 2), dtype=np.int64)
+        images = np.zeros(shards.images, dtype="S32")
+        chunks, left_out = dict[int, str](), dict[int, str]()
+        for record in journal.records():
+            here = slice(record.first, record.first + len(record.images))
+            sums[here], images[here] = record.sums, record.images
+            chunks[record.chunk] = record.digest
+            left_out.update(record.left_out)
+        whole = "".join(digest for _, digest in sorted(chunks.items()))
+        return cls(sums, images, sorted(left_out.items()), hashlib.sha256(whole.encode()).hexdigest())
+
+
+def _counted(frame: pd.DataFrame, kept: NDArray[np.int64]) -> tuple[NDArray[np.int64], str]:
+    """Return the slots that the mean and deviation are of, and their name: train, or all."""
+    if "split" in frame.columns:
+        train = kept[(frame["split"].iloc[kept] == "train").fillna(False).to_numpy(dtype=bool)]
+        if len(train):
+            return train, "train"
+    return kept, "all"
+
+
+def _left_out(frame: pd.DataFrame, left_out: list[tuple[int, str]]) -> list[dict[str, Any]]:
+    entries = []
+    for slot, reason in left_out:
+        entry = {"slot": slot, "image": str(frame["image"].iloc[slot]), "reason": reason}
+        if "split" in frame.columns and pd.notna(frame["split"].iloc[slot]):
+            entry["split"] = str(frame["split"].iloc[slot])
+        entries.append(entry)
+    return entries
+
+
+def _npy(array: NDArray[np.int64]) -> bytes:
+    stream = BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file at once or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,50 @@
+"""From stored pixels to the network's input, with and without augmentation.
+
+Every random decision of a view is a function of the run's seed, its purpose, the number of the
+view and the sample's position in the training stream: not of the batch it is in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scanprior import keyed
+from scanprior.data.augmentation import Augmentation, preset_names, presets
+from scanprior.data.draws import Draws
+from scanprior.data.geometry import placements, warp
+from scanprior.data.intensity import vary
+from scanprior.data.preprocessing import Preprocessing, normalise, prepare_image, to_input, to_unit
+
+__all__ = ["Augmentation", "Preprocessing", "augment", "prepare_image", "preset_names", "presets", "to_input"]
+
+
+def augment(
+    images: Tensor | NDArray[Any],
+    config: Augmentation,
+    pre: Preprocessing,
+    *,
+    seed: int,
+    purpose: str,
+    positions: keyed.Positions,
+    view: int = 0,
+) -> Tensor:
+    """Return one augmented view of every image.
+
+    Args:
+        images: (B, C, S, S) uint8 or uint16, as the store gives them.
+        config: what varies, and how much.
+        pre: what the network expects.
+        seed, purpose, view: with the position, the key of every decision.
+        positions: (B,) int64 places of the samples in the training stream.
+
+    Returns:
+        (B, C, S, S) float32, normalised, S = ``pre.size``. Without any variation it is ``to_input``.
+    """
+    settings = config.for_view(view)
+    draws = Draws(keyed.key(seed, purpose, view), positions)
+    unit = to_unit(images, pre.channels)
+    shown = warp(unit, placements(settings, draws), pre.size, settings.interpolation)
+    return normalise(vary(shown, settings, draws), pre)
