@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def _fail(sentence: str) -> None:
-    from scanprior.console import Console
+    from rich.console import Console
 
     Console(stderr=True, highlight=False).print(f"error: {sentence}", markup=False, soft_wrap=True)
     raise SystemExit(2)

@@ -122,6 +122,8 @@ def comparison_table(result: dict[str, Any]) -> Table:
             continue
         table.add_row(
             row["metric"], str(row["class"]), f"{row['first']:.3f}", f"{row['second']:.3f}",
-            f"{row['difference']:+.3f}", f"{row['low']:+.3f} – {row['high']:+.3f}", f"{row['p']:.3g}",
+            f"{row['difference']:+.3f}",
+            f"{row['low']:+.3f} – {row['high']:+.3f}" if row["low"] is not None else "n/a",
+            f"{row['p']:.3g}" if row["p"] is not None else "n/a",
         )  # fmt: skip
     return table

@@ -12,7 +12,7 @@ from scanprior.run import describe
 def examine() -> Iterator[str]:
     """Yield lines about versions, devices, DICOM decoders, optional packages and the cache."""
     import torch
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels import get_decoder  # type: ignore[attr-defined]
     from pydicom.uid import JPEG2000, UID, JPEGBaseline8Bit, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
     from scanprior.api.models import cpu_computes_bf16

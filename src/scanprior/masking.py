@@ -99,7 +99,7 @@ def group_mask(
     low = np.minimum(0.5, high)
     _check_reach(shape, float(high.max(initial=0.0)), align, max_block)
     draw = keyed.uniform(keyed.key(seed, f"{purpose}/ratio"), places, 1)[:, 0]
-    target = (low + (high - low) * draw) * shape[0] * shape[1]
+    target = (low + (high - low) * draw) * (shape[0] * shape[1])
 
     canvas = _Canvas(shape)
     union = np.zeros((len(places), shape[0], -(-shape[1] // 64)), dtype=np.uint64)
@@ -296,17 +296,17 @@ class _Canvas:
         columns = self.columns_below.take(start[..., 1], axis=0) ^ self.columns_below.take(
             end[..., 1], axis=0
         )
-        table = np.zeros((len(blocks), 1 << CHUNK, columns.shape[-1]), dtype=np.uint64)
+        by_set = np.zeros((1 << CHUNK, len(blocks), columns.shape[-1]), dtype=np.uint64)
         for k in range(CHUNK):
-            np.bitwise_or(table[:, : 1 << k], columns[:, k, None], out=table[:, 1 << k : 2 << k])
-        table = table.reshape(-1, columns.shape[-1])
+            np.bitwise_or(by_set[: 1 << k], columns[:, k], out=by_set[1 << k : 2 << k])
+        table = by_set.reshape(-1, columns.shape[-1])
 
         def after(images: NDArray[np.int64], count: NDArray[np.int64]) -> NDArray[np.uint64]:
             """The packed masks of some images after their first ``count`` blocks."""
             first = sets[images] & ((1 << count) - 1).astype(np.uint8)[:, None]
-            painted = table.take((images << CHUNK)[:, None] + first, axis=0)
-            painted |= union[images]
-            return painted
+            place = first * np.int64(len(blocks)) + images[:, None]
+            painted: NDArray[np.uint64] = table.take(place, axis=0)
+            return np.bitwise_or(painted, union[images], out=painted)
 
         used = np.full(len(blocks), CHUNK)
         painted = after(np.arange(len(blocks)), used)
@@ -324,7 +324,8 @@ class _Canvas:
 
 
 def _area(packed: NDArray[np.uint64]) -> NDArray[np.int64]:
-    return np.bitwise_count(packed).sum(axis=(1, 2), dtype=np.int64)
+    area: NDArray[np.int64] = np.bitwise_count(packed).sum(axis=(1, 2), dtype=np.int64)
+    return area
 
 
 def _unpack(packed: NDArray[np.uint64], width: int) -> NDArray[np.bool_]:

@@ -84,6 +84,13 @@ class Run:
             )
         return cls(path, card)
 
+    def finish(self, card: dict[str, Any]) -> None:
+        """Write ``model.json``, the last file of a run: a run with it is finished."""
+        self.card = card
+        part = self.path / "model.json.part"
+        part.write_text(json.dumps(card, indent=2))
+        part.replace(self.path / "model.json")
+
     @staticmethod
     def finished(path: Path) -> bool:
         """Return whether the folder holds a finished run."""

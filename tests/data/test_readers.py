@@ -319,6 +319,17 @@ def test_npy_elements(tmp_path: Path) -> None:
         read_image(tmp_path / "a.npy")
 
 
+def test_pickles_are_refused_before_they_are_unpacked(tmp_path: Path) -> None:
+    objects = np.empty(2, object)
+    objects[:] = [GREY, DEEP]
+    np.save(tmp_path / "a.npy", objects, allow_pickle=True)
+    np.savez(tmp_path / "a.npz", images=objects)
+    for reference in ("a.npy[0]", "a.npz[images][0]"):
+        with pytest.raises(ImageReadError, match="pickled"):
+            read_reference(reference, tmp_path)
+    assert npz_members(tmp_path / "a.npz")["images"].dtype == "object"
+
+
 # The corpus
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from scanprior.config import Config
 
@@ -64,17 +64,22 @@ class Augmentation(Config):
 
     @model_validator(mode="after")
     def _views_are_valid(self) -> Augmentation:
-        for view in range(len(self.views)):
-            self.for_view(view)
+        for number, own in enumerate(self.views):
+            for name in own:
+                if name not in Augmentation.model_fields or name == "views":
+                    raise ValueError(f"views[{number}].{name}: not a setting that a view can have")
+            try:
+                self.for_view(number)
+            except ValidationError as error:
+                first = error.errors()[0]
+                place = ".".join(str(part) for part in first["loc"])
+                raise ValueError(f"views[{number}].{place}: {first['input']!r} will not do") from None
         return self
 
     def for_view(self, view: int) -> Augmentation:
         """Return the settings of view number ``view``."""
         settings = {name: getattr(self, name) for name in Augmentation.model_fields if name != "views"}
-        own = self.views[view] if view < len(self.views) else {}
-        if "views" in own:
-            raise ValueError("a view cannot have views of its own")
-        return Augmentation.model_validate(settings | own)
+        return Augmentation.model_validate(settings | (self.views[view] if view < len(self.views) else {}))
 
 
 # A chest radiograph is not mirrored by default: the heart lies on one side. `hflip: 0.5` is the

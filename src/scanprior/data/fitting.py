@@ -30,7 +30,7 @@ def fit_pixels(pixels: Pixels, *, size: int, channels: int, depth: int, fit: Fit
         channels: 1 turns colour into its luminance (ITU-R BT.601); 3 repeats grey.
         depth: 8 gives uint8, 16 gives uint16; the full range is mapped to the full range.
         fit: ``squash`` ignores the aspect ratio, ``pad`` centres the whole image on black, ``crop``
-            takes the central square.
+            takes the central square (its edge is interpolated with the pixels beyond it).
 
     Returns:
         (C, S, S) uint8 or uint16. An image of that size, depth and number of channels is unchanged.

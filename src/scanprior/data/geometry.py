@@ -112,12 +112,12 @@ def warp(images: Tensor, placement: NDArray[np.float64], size: int, interpolatio
 
 
 def _mirrored(images: Tensor, placement: NDArray[np.float64]) -> Tensor:
-    """Mirror the images whose placement says so, in place."""
+    """Return images, mirrored where the placement says so."""
     for axis, dimension in ((0, -1), (1, -2)):
         rows = np.flatnonzero(placement[:, axis, axis] < 0)
         if len(rows):
             chosen = torch.from_numpy(rows)
-            images[chosen] = images[chosen].flip(dimension)
+            images = images.index_copy(0, chosen, images[chosen].flip(dimension))
     return images
 
 

@@ -93,7 +93,7 @@ def adjust_hue(images: Tensor, turn: Tensor) -> Tensor:
     """Return RGB images with their hue turned by ``turn`` (B, 1, 1, 1), in turns (HSV)."""
     value, largest = images.max(dim=1, keepdim=True)
     chroma = value - images.amin(dim=1, keepdim=True)
-    red, green, blue = images.split(1, dim=1)
+    red, green, blue = (images[:, channel, None] for channel in range(3))
     safe = chroma.clamp(min=1e-12)
     sector = torch.where(
         largest == 0,

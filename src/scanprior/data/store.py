@@ -114,7 +114,8 @@ class Store(ImageStore):
         self.size, self.channels, self.depth = facts["size"], facts["channels"], facts["depth"]
         self.fit, self.fingerprint, self.audit = facts["fit"], facts["fingerprint"], facts["audit"]
         self.mean, self.std, self.totals = list(facts["mean"]), list(facts["std"]), facts["totals"]
-        self._shards = Shards(path, facts["audit"]["images"], self.channels, self.size, self.depth)
+        images, in_shard = facts["audit"]["images"], facts["shard_images"]
+        self._shards = Shards(path, images, self.channels, self.size, self.depth, in_shard)
         gone = [entry["slot"] for entry in self.audit["left_out"]]
         self._slots = np.delete(np.arange(self._shards.images, dtype=np.int64), gone)
         self._files: dict[int, tuple[int, int]] = {}

@@ -34,18 +34,28 @@ CHUNK_BYTES = 8 * 2**20
 CHUNK_IMAGES = 64
 
 
+def division(size: int, depth: int) -> tuple[int, int]:
+    """Return the images in a chunk and in a shard: at most 8 MB and 64 images, and whole chunks in 256 MB.
+
+    Counted for three channels always, so that a store that turns out to hold colour keeps it.
+    """
+    widest = 3 * size**2 * depth // 8
+    chunk = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // widest))
+    return chunk, max(1, (SHARD_BYTES - 128) // widest // chunk) * chunk
+
+
 @dataclass(frozen=True)
 class Shards:
-    """Where every image of a store lies: ``.npy`` files of at most 256 MB that NumPy can map.
+    """Where every image of a store lies: ``.npy`` files that NumPy can map.
 
-    Shards and chunks are sized for three channels whatever ``channels`` is, so that a store that
-    turns out to hold colour keeps its division. Slot i is image i of the manifest; the slot of an
-    image that cannot be read stays black and nobody reads it.
+    Slot i is image i of the manifest; the slot of an image that cannot be read stays black and
+    nobody reads it.
 
     Args:
         folder: the store's folder.
         images: number of slots.
         channels, size, depth: shape and bits of one image.
+        shard_images: images in every shard but the last.
     """
 
     folder: Path
@@ -53,6 +63,7 @@ class Shards:
     channels: int
     size: int
     depth: int
+    shard_images: int
 
     @property
     def dtype(self) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
@@ -63,20 +74,6 @@ class Shards:
     def image_bytes(self) -> int:
         """Bytes of one image."""
         return self.channels * self.size**2 * self.dtype.itemsize
-
-    @property
-    def _widest(self) -> int:
-        return 3 * self.size**2 * self.dtype.itemsize
-
-    @property
-    def chunk_images(self) -> int:
-        """Images that are decoded and recorded together."""
-        return max(1, min(CHUNK_IMAGES, CHUNK_BYTES // self._widest))
-
-    @property
-    def shard_images(self) -> int:
-        """Images in every shard but the last: whole chunks."""
-        return max(1, (SHARD_BYTES - 128) // self._widest // self.chunk_images) * self.chunk_images
 
     @property
     def count(self) -> int:
@@ -321,7 +318,9 @@ def _without_killers(lost: list[Chunk], try_image: Callable[[str], None]) -> lis
 def _pool(workers: int) -> ProcessPoolExecutor:
     # A forked child of a process with threads may hang, so never "fork".
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    return ProcessPoolExecutor(workers, multiprocessing.get_context(method), initializer=_end_with_parent)
+    context = multiprocessing.get_context(method)
+    context.set_forkserver_preload(["__main__", __name__])  # imported once, not by every worker
+    return ProcessPoolExecutor(workers, context, initializer=_end_with_parent)
 
 
 def _end_with_parent() -> None:

@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,16 @@ from scanprior.data.fitting import Fit
 from scanprior.data.manifest import Manifest
 from scanprior.data.paths import split_reference
 from scanprior.data.store import FORMAT, VERSION, Store, moments, read_facts, totalled
-from scanprior.data.store_chunks import Chunk, ChunkWriter, ColourFound, Record, Shards, prepare_chunks
+from scanprior.data.store_chunks import (
+    Chunk,
+    ChunkWriter,
+    ColourFound,
+    Record,
+    Shards,
+    division,
+    prepare_chunks,
+)
+from scanprior.data.store_journal import Journal
 from scanprior.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -42,7 +51,14 @@ def request_key(
 
     Equal keys give equal stores, so it can name a cached one. No image is opened.
     """
-    settings = {"version": VERSION, "size": size, "channels": channels, "depth": depth, "fit": fit}
+    settings: dict[str, object] = {
+        "version": VERSION,
+        "size": size,
+        "channels": channels,
+        "depth": depth,
+        "fit": fit,
+    }
+    settings["division"] = division(size, depth)
     digest = hashlib.sha256(json.dumps([manifest.fingerprint(), settings]).encode())
     for reference in map(str, manifest.frame["image"]):
         file, part = split_reference(reference)
@@ -58,63 +74,6 @@ def _stamp(path: Path) -> str:
     except (OSError, ValueError):
         return ""
     return f"{status.st_size}/{status.st_mtime_ns}"
-
-
-class Journal:
-    """What is finished of an unfinished store; survives a kill at any moment.
-
-    Args:
-        path: the file; created where there is none.
-        request: key of what is asked for.
-
-    Attributes:
-        done: number of every finished chunk, and how many images it has.
-
-    Raises:
-        DataError: the journal is of other images or settings.
-    """
-
-    def __init__(self, path: Path, request: str) -> None:
-        self.path, self.done = path, dict[int, int]()
-        header = json.dumps({"format": f"{FORMAT}-journal", "version": VERSION, "request": request}) + "\n"
-        whole = 0
-        if path.exists():
-            with path.open("rb") as stream:
-                # A kill may tear the last line: it is cut off, and its chunk done again.
-                for line in iter(stream.readline, b""):
-                    if not line.endswith(b"\n"):
-                        break
-                    if whole == 0 and line != header.encode():
-                        raise DataError(
-                            f"{path.parent}: an unfinished store of other images or settings is here, or its "
-                            "files have changed since; remove the folder or name another"
-                        )
-                    if whole:
-                        self._note(_record(line))
-                    whole += len(line)
-        with path.open("ab") as stream:
-            stream.truncate(whole)
-            if whole == 0:
-                stream.write(header.encode())
-
-    def _note(self, record: Record) -> None:
-        self.done[record.chunk] = len(record.images)
-
-    def add(self, record: Record) -> None:
-        """Record a finished chunk, whose pixels are on the disk."""
-        with self.path.open("ab") as stream:
-            stream.write(json.dumps(asdict(record)).encode() + b"\n")
-        self._note(record)
-
-    def records(self) -> Iterator[Record]:
-        """Yield what was recorded, one at a time."""
-        with self.path.open("rb") as stream:
-            stream.readline()
-            yield from map(_record, stream)
-
-
-def _record(line: bytes) -> Record:
-    return Record(**json.loads(line))
 
 
 @dataclass(frozen=True)
@@ -190,7 +149,8 @@ class Preparation:
         return len(self.manifest) * self._shards(channels).image_bytes
 
     def _shards(self, channels: int) -> Shards:
-        return Shards(self.out, len(self.manifest), channels, self.size, self.depth)
+        _, in_shard = division(self.size, self.depth)
+        return Shards(self.out, len(self.manifest), channels, self.size, self.depth, in_shard)
 
     def _journal(self, channels: int) -> Path:
         return self.out / f"journal-{'grey' if channels == 1 else 'rgb'}.jsonl"
@@ -227,8 +187,8 @@ class Preparation:
         )
         if progress is not None:
             progress(done, total)
-        todo = self._todo(shards, set(journal.done), grey)
-        few = total - done <= shards.chunk_images  # not worth starting processes for
+        todo = self._todo(set(journal.done), grey)
+        few = total - done <= division(self.size, self.depth)[0]  # not worth starting processes for
         for record in prepare_chunks(todo, writer, writer.try_image, 0 if few else workers):
             journal.add(record)
             done += len(record.images)
@@ -236,9 +196,9 @@ class Preparation:
                 progress(done, total)
         return journal
 
-    def _todo(self, shards: Shards, done: set[int], grey: Journal | None) -> Iterator[Chunk]:
+    def _todo(self, done: set[int], grey: Journal | None) -> Iterator[Chunk]:
         """Yield the chunks to do: first those to copy from the grey store, then those to decode."""
-        images, step = self.manifest.frame["image"], shards.chunk_images
+        images, (step, _) = self.manifest.frame["image"], division(self.size, self.depth)
 
         def chunk(number: int, recorded: Record | None = None) -> Chunk:
             part = images.iloc[number * step : (number + 1) * step]
@@ -286,6 +246,7 @@ class Preparation:
             "root": str(self.manifest.root.resolve()),
             "label_columns": self.manifest.label_columns,
             **settings,
+            "shard_images": shards.shard_images,
             "mean": mean,
             "std": std,
             "totals": totals,

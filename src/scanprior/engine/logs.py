@@ -35,6 +35,8 @@ class Reporter:
 
 
 class _Logger(Protocol):
+    def __init__(self, folder: Path) -> None: ...
+
     def write(self, row: dict[str, Any]) -> None: ...
 
     def close(self) -> None: ...
@@ -129,10 +131,10 @@ class _TensorBoard:
     def write(self, row: dict[str, Any]) -> None:
         for name, value in row.items():
             if isinstance(value, (int, float)) and name != "step":
-                self._writer.add_scalar(f"{row['split']}/{name}", value, row["step"])  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(f"{row['split']}/{name}", value, row["step"])
 
     def close(self) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class _WeightsAndBiases:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import signal
@@ -171,9 +172,9 @@ class _Loop:
         row = self.log.row(self.config.batch_size)
         if self.fabric.world_size > 1:
             row = {name: self._sum(value) / self.fabric.world_size for name, value in row.items()}
-        row = {"step": step, "epoch": round(step / self.epoch_steps, 4), "split": "train", **row}
-        self.log.write({**row, "lr": lr, "weight_decay": decay})
-        self.training.reporter.step(row, self.total, time.perf_counter() - self.started)
+        place = {"step": step, "epoch": round(step / self.epoch_steps, 4), "split": "train"}
+        self.log.write({**place, **row, "lr": lr, "weight_decay": decay})
+        self.training.reporter.step({**place, **row}, self.total, time.perf_counter() - self.started)
 
     def _milestones(self, step: int) -> None:
         training, last = self.training, step == self.total
@@ -282,6 +283,7 @@ def _fabric(config: EngineConfig, module: nn.Module) -> Fabric:
     devices = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     strategy = "ddp" if world > 1 else "auto"
     nodes = max(1, world // devices)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it repeats what the card says
     fabric = Fabric(
         accelerator=config.accelerator,
         devices=devices,

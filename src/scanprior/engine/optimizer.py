@@ -93,7 +93,7 @@ def clip_gradients(parameters: list[nn.Parameter], config: EngineConfig) -> Tens
     """Clip in place; return the global gradient norm before clipping, a scalar."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norms = torch._foreach_norm(gradients)
-    total = torch.linalg.vector_norm(torch.stack(norms))
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     if config.clip is None:
         return total
     if config.clip_mode == "global":

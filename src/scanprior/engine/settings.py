@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from scanprior.config import Config
 
 
+Precision = Literal["auto", "32", "bf16", "16"]
+
+
 class EngineConfig(Config):
     """The training loop. ``batch_size`` is the global one: processes and accumulation split it."""
 
@@ -34,7 +37,7 @@ class EngineConfig(Config):
     clip: float | None = Field(None, gt=0, description="largest gradient norm; empty = no clipping")
     clip_mode: Literal["global", "per_tensor"] = Field("global", description="norm of all, or of each tensor")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are kept")
-    precision: Literal["auto", "32", "bf16", "16"] = Field(
+    precision: Precision = Field(
         "auto",
         description="auto = bf16 where the machine computes it natively and the encoder gains, else 32",
     )

@@ -112,13 +112,12 @@ def read_element(path: str | Path, key: str | None, index: int) -> ImageData:
     if not 0 <= index < len(array):
         raise ImageReadError(name, f"image {index} asked for, but it has {len(array)} (0 is the first)")
     check_size(path, *array.shape[1:3])
-    # `array()` copies: the pixels handed out must not change with the file behind the mapping.
-    pixels, bits = _display(name, np.array(array[index]))
+    pixels, bits = _display(name, np.asarray(array[index]))
     return ImageData(squeeze_grey(pixels), bits, {"format": "NPY" if key is None else "NPZ"})
 
 
 def _display(name: str, values: NDArray[Any]) -> tuple[NDArray[Any], int]:
-    """Return uint8 or uint16 over the full range, and the bits of the source."""
+    """Return uint8 or uint16 over the full range, never a view of the mapped file, and the source's bits."""
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * np.uint8(255), 1
     if values.dtype.kind == "u" and values.dtype.itemsize <= 2:

@@ -40,10 +40,6 @@ def _decode_frame(source: bytes, runner: DecodeRunner) -> bytes:
     frame = np.asarray(imagecodecs.jpeg8_decode(source, colorspace=space, outcolorspace=space))
     if runner.samples_per_pixel == 3:
         runner.set_option("planar_configuration", 0)
-    bits = 8 * frame.dtype.itemsize
-    runner.set_option("bits_allocated", bits)
-    if runner.pixel_representation == 1 and runner.bits_stored < bits:
-        # The stream does not know signs: carry the sign bit of the stored sample to the top.
-        shift = bits - runner.bits_stored
-        frame = (frame << shift).view(f"i{frame.dtype.itemsize}") >> shift
+    # pydicom carries the sign bit of signed samples upwards itself, the stream does not know of it.
+    runner.set_option("bits_allocated", 8 * frame.dtype.itemsize)
     return frame.tobytes()

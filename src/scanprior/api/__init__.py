@@ -1,0 +1,35 @@
+"""The verbs of the command line as Python functions, each imported on first use."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scanprior.api.data import check, index, prepare
+    from scanprior.api.evaluation import compare, evaluate
+    from scanprior.api.finetuning import finetune, plan_finetuning, probe
+    from scanprior.api.prediction import predict
+    from scanprior.api.pretraining import plan_pretraining, pretrain
+    from scanprior.api.reporting import report
+
+_MODULES = {
+    "check": "data", "index": "data", "prepare": "data",
+    "pretrain": "pretraining", "plan_pretraining": "pretraining",
+    "finetune": "finetuning", "plan_finetuning": "finetuning", "probe": "finetuning",
+    "evaluate": "evaluation", "compare": "evaluation",
+    "predict": "prediction", "report": "reporting",
+}  # fmt: skip
+
+__all__ = [
+    "check", "compare", "evaluate", "finetune", "index", "plan_finetuning", "plan_pretraining", "predict",
+    "prepare", "pretrain", "probe", "report",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value = getattr(import_module(f"scanprior.api.{_MODULES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'scanprior.api' has no attribute {name!r}")

@@ -1,0 +1,304 @@
+"""``evaluate`` and ``compare``: how good a run is, with intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from scanprior.api.models import load_classifier
+from scanprior.api.settings import DataConfig, EvaluationConfig
+from scanprior.api.sources import Images, load
+from scanprior.config import build, merge, nest, parse_settings
+from scanprior.data.loader import evaluation_batches
+from scanprior.data.transforms import Preprocessing
+from scanprior.engine import Reporter
+from scanprior.engine.checkpoint import write_text
+from scanprior.errors import DataError, RunError
+from scanprior.evaluation import choose_thresholds
+from scanprior.evaluation import compare as compare_predictions
+from scanprior.evaluation import evaluate as evaluate_predictions
+from scanprior.run import Run
+from scanprior.tasks.classify import Classifier
+
+_NOT_SIDE = {"image", "patient", "split", "label", "mask", "row", "pixels", "source"}
+
+
+def predictions_table(
+    images: Images, rows: NDArray[np.int64], model: Classifier, preprocessing: Preprocessing, batch_size: int
+) -> pd.DataFrame:
+    """Predict stored images; one row each, with labels, side columns and ``prob:`` columns."""
+    frame = images.frame.iloc[rows].reset_index(drop=True)
+    found = model.predict(evaluation_batches(images.store, rows, preprocessing, batch_size))
+    table = pd.DataFrame({"image": frame["image"]})
+    table["patient"] = frame["patient"] if "patient" in frame else None
+    if "source" in frame and frame["source"].nunique() > 1 and table["patient"].notna().any():
+        table["patient"] = frame["source"] + "/" + frame["patient"].astype(str)
+    findings = [] if model.kind == "multiclass" else model.classes
+    for name in frame.columns:
+        if name not in _NOT_SIDE and name not in images.store.label_columns:
+            table[name] = frame[name]
+    table["split"] = frame["split"]
+    if model.kind == "multiclass":
+        table["label"] = frame["label"] if "label" in frame else None
+    for name in findings:
+        table[f"label:{name}"] = frame[name] if name in frame else np.nan
+    for number, name in enumerate(model.classes):
+        table[f"prob:{name}"] = found[:, number].astype(np.float64)
+    table["error"] = None
+    return table
+
+
+def error_rows(images: Images, columns: Iterable[str]) -> pd.DataFrame:
+    """Return one row for every image that could not be read, with its reason."""
+    rows = [
+        {"image": gone["image"], "error": gone["reason"], "split": gone.get("split")}
+        for card in images.sources
+        for gone in card["left_out_images"]  # type: ignore[attr-defined]
+    ]
+    return pd.DataFrame(rows, columns=list(columns), dtype=object)
+
+
+def evaluate_splits(
+    run: Run,
+    images: Images,
+    model: Classifier,
+    preprocessing: Preprocessing,
+    config: EvaluationConfig,
+    reporter: Reporter,
+) -> dict[str, Any] | None:
+    """Predict validation and test images of a run's own data, and evaluate the test images.
+
+    Thresholds are chosen on validation. Where there is no test image, validation is evaluated, and
+    named so.
+    """
+    tables = [
+        predictions_table(images, images.rows(split), model, preprocessing, config.batch_size)
+        for split in ("val", "test")
+    ]
+    together = pd.concat([table for table in tables if len(table)], ignore_index=True)
+    gone = error_rows(images, together.columns)
+    if len(gone):
+        together = pd.concat([together, gone], ignore_index=True)
+    together.to_parquet(run.path / "predictions.parquet", index=False)
+    val, test = (labelled_only(table, model) for table in tables)
+    if not len(val) and not len(test):
+        return None
+    thresholds = thresholds_from(val, model, config)
+    name, table = ("test", test) if len(test) else ("validation", val)
+    fingerprint = str(images.split["fingerprint"])
+    return write_evaluation(run, name, table, model, config, thresholds, fingerprint, reporter)
+
+
+def labelled_only(table: pd.DataFrame, model: Classifier) -> pd.DataFrame:
+    """Keep the rows with at least one label of the model."""
+    if model.kind == "multiclass":
+        return table[table["label"].isin(model.classes)].reset_index(drop=True)
+    known = table[[f"label:{name}" for name in model.classes]]
+    return table[(known.notna() & (known != -1)).any(axis=1)].reset_index(drop=True)
+
+
+def thresholds_from(val: pd.DataFrame, model: Classifier, config: EvaluationConfig) -> dict[str, Any] | None:
+    """Choose operating thresholds on labelled validation predictions; None where there are none."""
+    if not len(val):
+        return None
+    return choose_thresholds(
+        certain(val, model), rule=config.threshold, classes=model.classes, task=model.kind,
+        positive_class=config.positive_class,
+    )  # fmt: skip
+
+
+def certain(table: pd.DataFrame, model: Classifier) -> pd.DataFrame:
+    """Set uncertain labels (-1) to missing: they take no part in an evaluation."""
+    if model.kind == "multiclass":
+        return table
+    columns = {f"label:{name}": table[f"label:{name}"].replace(-1, np.nan) for name in model.classes}
+    return table.assign(**columns)
+
+
+def write_evaluation(
+    run: Run,
+    name: str,
+    table: pd.DataFrame,
+    model: Classifier,
+    config: EvaluationConfig,
+    thresholds: dict[str, Any] | None,
+    fingerprint: str,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Evaluate predictions and write ``evaluations/NAME.json`` and ``.parquet``."""
+    result = evaluate_predictions(
+        certain(table, model),
+        classes=model.classes,
+        task=model.kind,
+        name=name,
+        split_fingerprint=fingerprint,
+        thresholds=thresholds,
+        positive_class=config.positive_class,
+        resamples=config.resamples,
+        seed=config.seed,
+        level=config.level,
+    )
+    result["seed"] = run.card.get("seed", result.get("seed"))
+    folder = run.path / "evaluations"
+    folder.mkdir(exist_ok=True)
+    table.to_parquet(folder / f"{name}.parquet", index=False)
+    write_text(folder / f"{name}.json", json.dumps(result, indent=1))
+    reporter.evaluation(result)
+    return result
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    data: str | Path | None = None,
+    split: str | None = None,
+    name: str | None = None,
+    label_map: Mapping[str, str] | None = None,
+    settings: Iterable[str] = (),
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Evaluate a run on its own test images, or as it is on other data.
+
+    Args:
+        run: a fine-tuned run.
+        data: other images with labels; None = the run's own sources.
+        split: which split of the data; default test where there is one, else every image.
+        name: of the evaluation; default the name of the data and split.
+        label_map: labels of the data: labels of the run.
+        settings: ``evaluation.resamples=1000``, ``data.label_columns=[...]``, and so on.
+        reporter: shows progress.
+
+    Returns:
+        The evaluation, as written to ``evaluations/NAME.json``.
+
+    Raises:
+        ScanpriorError: no labels in common, another number of channels, and so on.
+    """
+    reporter = reporter or Reporter()
+    opened = Run.open(run)
+    model, preprocessing = load_classifier(opened)
+    kept = opened.config()
+    sets = parse_settings(settings)
+    config = build(EvaluationConfig, kept.get("evaluation", {}), sets.get("evaluation", {}))
+    if data is None:
+        sources, layers = kept["sources"], [kept["data"]]
+    else:
+        own = {n: kept["data"][n] for n in ("size", "store_size", "depth", "fit", "workers")}
+        own["channels"] = preprocessing.channels
+        sources, layers = [str(data)], [own, {"label_map": dict(label_map or {})}]
+    data_config = build(DataConfig, merge(*layers, sets.get("data", {})), nest({"exclude_leaks": False}))
+    images = load(sources, data_config, reporter, need_labels=True, divide=data is None)
+    rows, said = _choose_rows(images, split, own=data is None)
+    table = predictions_table(images, rows, model, preprocessing, config.batch_size)
+    _check_labels(table, model, str(data or "the run's own data"))
+    gone = error_rows(images, table.columns) if data is not None else table.iloc[:0]
+    labelled = labelled_only(table, model)
+    if len(gone):
+        labelled = pd.concat([labelled, gone], ignore_index=True)
+    thresholds = thresholds_from(_validation_predictions(opened, model), model, config)
+    chosen = name or (
+        said if data is None else f"{Path(data).stem}-{said}" if said != "all" else Path(data).stem
+    )
+    _warn_of_training_images(opened, images, rows, reporter)
+    return write_evaluation(
+        opened, chosen, labelled, model, config, thresholds, str(images.split["fingerprint"]), reporter
+    )
+
+
+def _choose_rows(images: Images, split: str | None, *, own: bool) -> tuple[NDArray[np.int64], str]:
+    if split is None:
+        split = "test" if (images.frame["split"] == "test").any() else ("val" if own else "all")
+    rows = np.arange(len(images.frame), dtype=np.int64) if split == "all" else images.rows(split)
+    if not len(rows):
+        found = ", ".join(sorted(images.frame["split"].dropna().unique())) or "none"
+        raise DataError(f"--split {split}: no image is in it; the splits of this data are: {found}")
+    return rows, split
+
+
+def _check_labels(table: pd.DataFrame, model: Classifier, data: str) -> None:
+    if model.kind != "multiclass":
+        if table[[f"label:{name}" for name in model.classes]].isna().all(axis=None):
+            raise DataError(f"{data}: has none of the findings of the run ({', '.join(model.classes)})")
+        return
+    present = set(table["label"].dropna())
+    unknown = sorted(present - set(model.classes))
+    if unknown:
+        raise DataError(
+            f"{data}: label {unknown[0]!r} is not one of the run's classes ({', '.join(model.classes)}); "
+            f"rename it with --map {unknown[0]}={model.classes[0]}"
+        )
+    if not present:
+        raise DataError(f"{data}: no image of this split has a label")
+
+
+def _validation_predictions(run: Run, model: Classifier) -> pd.DataFrame:
+    table = pd.read_parquet(run.path / "predictions.parquet")
+    return labelled_only(table[(table["split"] == "val") & table["error"].isna()], model)
+
+
+def _warn_of_training_images(run: Run, images: Images, rows: NDArray[np.int64], reporter: Reporter) -> None:
+    table = run.path / "data.parquet"
+    if table.exists():
+        used = pd.read_parquet(table, columns=["pixels", "used"])
+        known = set(used.loc[used["used"] == "train", "pixels"])
+        seen = int(images.frame.iloc[rows]["pixels"].isin(known).sum())
+        if seen:
+            reporter.note(f"warning: {seen} of these images are training images of the run, pixel by pixel")
+
+
+def compare(
+    first: str | Path,
+    second: str | Path,
+    *,
+    evaluation: str | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compare two runs on the same images: paired differences, intervals and p-values.
+
+    Args:
+        first, second: fine-tuned runs of the same task.
+        evaluation: which evaluation of both; default the test images.
+        resamples: bootstrap resamples of patients.
+        seed: key of the resamples.
+
+    Raises:
+        ScanpriorError: the runs have no evaluation in common, or their images or labels differ.
+    """
+    runs = [Run.open(first), Run.open(second)]
+    name = evaluation or _common_evaluation(runs)
+    tables, results = [], []
+    for run in runs:
+        file = run.path / "evaluations" / f"{name}.parquet"
+        if not file.exists():
+            raise RunError(
+                f"{run.path}: has no evaluation {name!r}; make it with scanprior evaluate {run.path}"
+            )
+        tables.append(pd.read_parquet(file))
+        results.append(json.loads(file.with_suffix(".json").read_text()))
+    classes = [run.card["task"]["classes"] for run in runs]
+    if classes[0] != classes[1]:
+        raise RunError(
+            f"{second}: has the classes {', '.join(classes[1])}, {first} has {', '.join(classes[0])}"
+        )
+    return compare_predictions(
+        tables[0], tables[1], classes=classes[0], task=runs[0].card["task"]["kind"],
+        names=(str(first), str(second)), thresholds=(results[0]["thresholds"], results[1]["thresholds"]),
+        positive_class=results[0]["positive_class"], resamples=resamples, seed=seed,
+    )  # fmt: skip
+
+
+def _common_evaluation(runs: list[Run]) -> str:
+    first, second = ({file.stem for file in (run.path / "evaluations").glob("*.json")} for run in runs)
+    for name in ("test", "validation", *sorted(first & second)):
+        if name in first & second:
+            return name
+    raise RunError(
+        f"{runs[0].path} and {runs[1].path} have no evaluation in common; run scanprior evaluate on both"
+    )

@@ -1,0 +1,117 @@
+"""Networks of runs: built from a card, filled with weights, saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from scanprior.config import Tree
+from scanprior.data.transforms import Preprocessing
+from scanprior.encoders import Encoder, EncoderConfig, create_encoder
+from scanprior.encoders import load_weights as load_encoder_weights
+from scanprior.engine import EngineConfig
+from scanprior.engine.settings import Precision
+from scanprior.engine.checkpoint import load_weights, replace_weights
+from scanprior.errors import RunError
+from scanprior.run import Run
+from scanprior.tasks.classify import Classifier, ClassifyConfig
+
+
+def load_parent(parent: str | Path | None) -> tuple[Run | None, Tree]:
+    """Open a parent run; return it and the settings its children take over (encoder, preprocessing)."""
+    if parent is None:
+        return None, {}
+    run = Run.open(parent)
+    pre = run.card["preprocessing"]
+    data = {name: pre[name] for name in ("size", "channels", "depth", "fit", "standardize")}
+    encoder = {
+        name: value
+        for name, value in run.card["encoder"].items()
+        if name not in ("weights", "pretrained", "drop_path")
+    }
+    store_size = run.config().get("data", {}).get("store_size")
+    return run, {"data": {**data, "store_size": store_size}, "encoder": encoder}
+
+
+def parent_card(parent: str | Path | None) -> dict[str, Any] | None:
+    """Return what a card says of its parent, with the parent's own parents."""
+    if parent is None:
+        return None
+    run = Run.open(parent)
+    objective = run.card.get("objective") or {}
+    return {
+        "path": str(parent),
+        "fingerprint": run.fingerprint(),
+        "kind": run.card["kind"],
+        "objective": objective.get("name"),
+        "images": run.card["data"].get("images_used"),
+        "transductive": run.card["data"].get("transductive", False),
+        "parent": run.card.get("parent"),
+    }
+
+
+def resolve_precision(config: EngineConfig, encoder: str) -> Precision:
+    """Return the precision that ``auto`` stands for on this machine.
+
+    bf16 on GPUs that support it, and for transformers on CPUs with native bf16 arithmetic; 32
+    elsewhere (small ConvNets lose by it on a CPU).
+    """
+    if config.precision != "auto":
+        return config.precision
+    if config.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "16"
+    flags = torch.backends.cpu.get_cpu_capability()
+    native = "AVX512" in flags and cpu_computes_bf16()
+    return "bf16" if native and ("vit" in encoder or "deit" in encoder) else "32"
+
+
+def cpu_computes_bf16() -> bool:
+    """Return whether the processor multiplies bf16 natively (as far as Linux tells)."""
+    path = Path("/proc/cpuinfo")
+    return path.exists() and ("avx512_bf16" in (text := path.read_text()) or "amx_bf16" in text)
+
+
+def save_encoder(encoder: nn.Module, path: Path) -> None:
+    """Write the weights of an encoder under ``encoder.``."""
+    replace_weights({f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}, path)
+
+
+def load_encoder(run: Run) -> Encoder:
+    """Build the encoder of a run and fill it with the run's weights."""
+    pre = run.card["preprocessing"]
+    config = EncoderConfig.model_validate({**run.card["encoder"], "pretrained": False, "weights": None})
+    encoder = create_encoder(config, size=pre["size"], channels=pre["channels"])
+    load_encoder_weights(encoder, run.weights)
+    return encoder.eval()
+
+
+def load_classifier(run: Run) -> tuple[Classifier, Preprocessing]:
+    """Build the classifier of a run and fill it with the run's weights.
+
+    Raises:
+        RunError: the run holds no classifier.
+        WeightsError: its weights do not fit.
+    """
+    task = run.card.get("task")
+    if task is None:
+        raise RunError(
+            f"{run.path}: a pretrained encoder cannot predict; fine-tune it with --from {run.path}"
+        )
+    pre = Preprocessing.model_validate(run.card["preprocessing"])
+    config = EncoderConfig.model_validate({**run.card["encoder"], "pretrained": False, "weights": None})
+    encoder = create_encoder(config, size=pre.size, channels=pre.channels)
+    settings = ClassifyConfig.model_validate(task["settings"])
+    state = load_weights(run.weights)
+    images = len(state["head.bank"]) if "head.bank" in state else 0
+    model = Classifier(encoder, task["classes"], task["kind"], settings, bank_images=images)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(
+            f"{run.weights}: these weights are not of the network in model.json ({reason})"
+        ) from error
+    return model.eval(), pre

@@ -1,0 +1,127 @@
+"""``predict``: probabilities for raw files, DICOM included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from scanprior.api.models import load_classifier
+from scanprior.data.paths import split_reference
+from scanprior.data.readers import is_image_path, looks_like_dicom, read_reference
+from scanprior.data.readers.array import npz_members
+from scanprior.data.transforms import Preprocessing, prepare_image, to_input
+from scanprior.engine import Reporter
+from scanprior.errors import DataError, ImageReadError
+from scanprior.run import Run
+
+
+def predict(
+    run: str | Path,
+    paths: str | Path | Sequence[str | Path],
+    *,
+    out: str | Path | None = None,
+    batch_size: int = 64,
+    reporter: Reporter | None = None,
+) -> pd.DataFrame:
+    """Predict raw images: one row an image, in the order found; probabilities, or the error.
+
+    Args:
+        run: a fine-tuned run.
+        paths: files (``file.dcm#3`` for a frame, ``file.npz`` for all its images) and folders.
+        out: a ``.csv`` or ``.parquet`` file to write.
+        batch_size: images per forward pass.
+        reporter: shows progress.
+
+    Returns:
+        A table with ``image``, ``predicted`` (multi-class), ``prob:CLASS`` columns and ``error``.
+
+    Raises:
+        DataError: a path that does not exist, or no image found.
+    """
+    reporter = reporter or Reporter()
+    if out is not None and Path(out).suffix not in (".csv", ".parquet"):
+        raise DataError(f"--out {out}: the ending decides the form; use .csv or .parquet")
+    model, preprocessing = load_classifier(Run.open(run))
+    references = list(expand(paths))
+    if not references:
+        raise DataError("no image found in what was given")
+    made = []
+    for start in range(0, len(references), batch_size):
+        chunk = references[start : start + batch_size]
+        pixels, errors = _read(chunk, preprocessing)
+        found = np.full((len(chunk), len(model.classes)), np.nan)
+        good = [number for number, error in enumerate(errors) if error is None]
+        if good:
+            found[good] = model.predict([to_input(torch.from_numpy(np.stack(pixels)), preprocessing)])
+        made.append((chunk, found, errors))
+        reporter.counted(start + len(chunk), len(references), "images predicted")
+    table = pd.DataFrame({"image": [name for chunk, _, _ in made for name in chunk]})
+    found = np.concatenate([part for _, part, _ in made])
+    if model.kind == "multiclass":
+        known = ~np.isnan(found).any(axis=1)
+        best = np.where(known, np.nan_to_num(found).argmax(axis=1), 0)
+        table["predicted"] = [model.classes[b] if k else None for b, k in zip(best, known, strict=True)]
+    for number, name in enumerate(model.classes):
+        table[f"prob:{name}"] = found[:, number]
+    table["error"] = [error for _, _, errors in made for error in errors]
+    if out is not None:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        _save(table, Path(out))
+    return table
+
+
+def _save(table: pd.DataFrame, out: Path) -> None:
+    if out.suffix == ".csv":
+        table.to_csv(out, index=False)
+    else:
+        table.to_parquet(out, index=False)
+
+
+def expand(paths: str | Path | Sequence[str | Path]) -> Iterator[str]:
+    """Yield image references: files as given, folders searched in sorted order, npz files by member.
+
+    Raises:
+        DataError: a path that does not exist.
+    """
+    for given in [paths] if isinstance(paths, (str, Path)) else paths:
+        path = Path(given)
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.is_file())
+            yield from (str(p) for p in files if is_image_path(p) or (not p.suffix and looks_like_dicom(p)))
+        elif path.suffix == ".npz" and path.is_file():
+            for key, header in npz_members(path).items():
+                if key.endswith("images"):
+                    yield from (f"{path}[{key}][{number}]" for number in range(header.shape[0]))
+        elif path.is_file() or _file_of(str(given)).is_file():
+            yield str(given)
+        else:
+            raise DataError(f"{given}: there is no such file or folder")
+
+
+def _file_of(reference: str) -> Path:
+    return Path(split_reference(reference)[0])
+
+
+def _absolute(reference: str) -> str:
+    file, place = split_reference(reference)
+    return f"{Path(file).absolute()}{place}"
+
+
+def _read(
+    references: list[str], preprocessing: Preprocessing
+) -> tuple[list[NDArray[np.generic]], list[str | None]]:
+    """Read images; return the pixels of the readable ones and one error, or None, for every one."""
+    pixels: list[NDArray[np.generic]] = []
+    errors: list[str | None] = []
+    for reference in references:
+        try:
+            pixels.append(prepare_image(read_reference(_absolute(reference)), preprocessing))
+            errors.append(None)
+        except ImageReadError as error:
+            errors.append(error.reason)
+    return pixels, errors

@@ -1,0 +1,251 @@
+"""``pretrain``: learn an encoder from images without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from scanprior import keyed, objectives
+from scanprior.api.models import load_parent, parent_card, resolve_precision, save_encoder
+from scanprior.api.settings import PretrainConfig, pretrain_config, user_layers
+from scanprior.api.sources import Images, load
+from scanprior.data.loader import TrainingSource
+from scanprior.data.transforms import Preprocessing
+from scanprior.encoders import create_encoder, load_weights
+from scanprior.engine import Reporter, Training
+from scanprior.errors import DataError
+from scanprior.report.pictures import reconstruction_grid, save_png
+from scanprior.run import Run, describe
+
+
+def pretrain(
+    sources: str | Path | Sequence[str | Path],
+    *,
+    out: str | Path,
+    objective: str = "gmml",
+    parent: str | Path | None = None,
+    config: Path | str | Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    settings: Iterable[str] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> Run:
+    """Pretrain an encoder on the training images of the sources.
+
+    Args:
+        sources: folders, tables, manifests or prepared stores; pooled.
+        out: the run folder to write.
+        objective: ``gmml``, ``sit``, ``mae`` (see ``scanprior objectives``).
+        parent: a run to go on from (its encoder is the starting point).
+        config: a YAML file or a tree of settings.
+        options: dotted keys over the file, such as ``{"engine.epochs": 50}``; None = not given.
+        settings: ``key=value`` texts over those.
+        resume: go on with a run that was stopped or killed; the result is bit-equal.
+        overwrite: replace a run that is there.
+        reporter: shows progress.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        ScanpriorError: anything that the user can mend, in one sentence.
+    """
+    reporter = reporter or Reporter()
+    settled = plan_pretraining(
+        sources, objective=objective, parent=parent, config=config, options=options, settings=settings
+    )
+    images = load(settled.sources, settled.data, reporter, need_labels=False)
+    rows = training_rows(images, settled.data.transductive)
+    run = Run.create(Path(out), settled, resume=resume, overwrite=overwrite)
+    if resume and Run.finished(run.path):
+        reporter.note(f"{run.path}: finished already")
+        return Run.open(run.path)
+    preprocessing = _preprocessing(settled, images, rows)
+    module = _module(settled, preprocessing)
+    source = TrainingSource(
+        images.store,
+        rows,
+        augmentation=settled.augment,
+        preprocessing=preprocessing,
+        seed=settled.engine.seed,
+        views=module.views,
+        donors=module.needs_donors,
+    )
+    pictures = _Pictures(run.path / "pictures", source, settled, preprocessing)
+    training = Training(
+        module, source, settled.engine, run.path, on_epoch=pictures, reporter=_HealthWatch(reporter)
+    )
+    result = training.run(resume=resume)
+    _write(run, settled, module, preprocessing, images, rows, result, parent_card(parent))
+    return Run.open(run.path)
+
+
+def plan_pretraining(
+    sources: str | Path | Sequence[str | Path],
+    *,
+    objective: str = "gmml",
+    parent: str | Path | None = None,
+    config: Path | str | Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    settings: Iterable[str] = (),
+) -> PretrainConfig:
+    """Return the complete configuration that ``pretrain`` would use; arguments as there."""
+    names = [str(s) for s in ([sources] if isinstance(sources, (str, Path)) else sources)]
+    _, inherited = load_parent(parent)
+    fixed = {"sources": names, "parent": str(parent) if parent else None}
+    layers = [inherited, *user_layers(config, options or {}, settings), fixed]
+    settled = pretrain_config(_objective_name(objective, layers), *layers)
+    settled.engine.precision = resolve_precision(settled.engine, settled.encoder.name)
+    return settled
+
+
+def training_rows(images: Images, transductive: bool) -> NDArray[np.int64]:
+    """Return the rows that pretraining may see: those of the training split, or all if asked.
+
+    Raises:
+        DataError: there are none.
+    """
+    rows = np.arange(len(images.frame), dtype=np.int64) if transductive else images.rows("train")
+    if not len(rows):
+        raise DataError("no training image in the sources: every image is of validation or test")
+    return rows
+
+
+def _objective_name(name: str, layers: list[dict[str, Any]]) -> str:
+    for layer in layers:
+        section = layer.get("objective", {})
+        if isinstance(section, str):
+            name = section
+            layer["objective"] = {}
+        elif "name" in section:
+            name = str(section.pop("name"))
+    return name
+
+
+def _preprocessing(config: PretrainConfig, images: Images, rows: NDArray[np.int64]) -> Preprocessing:
+    mean, std = images.store.statistics(rows)
+    data = config.data
+    return Preprocessing(
+        size=data.size,
+        channels=images.store.channels,
+        depth=data.depth,
+        fit=data.fit,
+        stored_size=images.store.size,
+        mean=mean,
+        std=std,
+        standardize=data.standardize,
+    )
+
+
+def _module(config: PretrainConfig, preprocessing: Preprocessing) -> objectives.Objective:
+    with keyed.seeded(keyed.key(config.engine.seed, "initial weights")):
+        encoder = create_encoder(config.encoder, size=preprocessing.size, channels=preprocessing.channels)
+        if config.parent is not None:
+            load_weights(encoder, Run.open(config.parent).weights)
+        method = objectives.get(config.objective.name)  # type: ignore[attr-defined]
+        settings = method.Config.model_validate(config.objective.model_dump(exclude={"name"}))
+        return method(encoder, settings, seed=config.engine.seed)
+
+
+class _Pictures:
+    """Writes input, corrupted and rebuilt images of the same eight samples during the run."""
+
+    def __init__(
+        self, folder: Path, source: TrainingSource, config: PretrainConfig, preprocessing: Preprocessing
+    ) -> None:
+        self.folder, self.source, self.preprocessing = folder, source, preprocessing
+        total = config.engine.total_steps(len(source)) / config.engine.steps_per_epoch(len(source))
+        self.every = max(1, round(total / config.pictures)) if config.pictures else None
+        self.last = int(total)
+
+    def __call__(self, module: nn.Module, epoch: int) -> None:
+        if self.every is None or (epoch % self.every and epoch < self.last):
+            return
+        positions = np.arange(min(6, len(self.source)), dtype=np.int64)
+        batch = self.source.batch(positions, positions)
+        device = next(module.parameters()).device
+        batch = {name: value.to(device) for name, value in batch.items()}
+        was_training = module.training
+        module.eval()
+        with torch.no_grad():
+            seen = module.preview(batch)  # type: ignore[operator]
+        module.train(was_training)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        picture = reconstruction_grid(
+            seen["input"].cpu(), seen["corrupted"].cpu(), seen["rebuilt"].cpu(),
+            self.preprocessing.mean, self.preprocessing.std,
+        )  # fmt: skip
+        save_png(picture, self.folder / f"epoch-{epoch:05d}.png")
+
+
+class _HealthWatch(Reporter):
+    """Passes everything on, and warns once when the embedding collapses."""
+
+    THRESHOLD = 0.05
+
+    def __init__(self, inner: Reporter) -> None:
+        self.inner, self.warned = inner, False
+
+    def step(self, row: dict[str, Any], total: int, seconds: float) -> None:
+        self.inner.step(row, total, seconds)
+        spread = row.get("embedding_std")
+        if (
+            spread is not None
+            and spread < self.THRESHOLD
+            and row["step"] > max(200, total // 20)
+            and not self.warned
+        ):
+            self.warned = True
+            self.inner.note(
+                f"warning: the embedding is collapsing (spread {spread:.3f}, healthy is near 1): all images look "
+                "alike to the encoder; lower engine.lr, lengthen the warm-up, or hide less"
+            )
+
+    def validation(self, step: int, values: dict[str, float], select: str | None) -> None:
+        self.inner.validation(step, values, select)
+
+    def note(self, text: str) -> None:
+        self.inner.note(text)
+
+
+def _write(
+    run: Run,
+    config: PretrainConfig,
+    module: objectives.Objective,
+    preprocessing: Preprocessing,
+    images: Images,
+    rows: NDArray[np.int64],
+    result: dict[str, Any],
+    parent: dict[str, Any] | None,
+) -> None:
+    save_encoder(module.exported_encoder(), run.weights)
+    seen = images.frame.iloc[rows]
+    keep = [name for name in ("image", "patient", "source", "split", "pixels") if name in seen]
+    seen[keep].assign(used="pretrain").to_parquet(run.path / "data.parquet", index=False)
+    card = describe(
+        "pretrain",
+        config.engine.seed,
+        encoder=config.encoder.model_dump(mode="json"),
+        objective=config.objective.model_dump(mode="json"),
+        task=None,
+        preprocessing=preprocessing.model_dump(mode="json"),
+        parent=parent,
+        data={
+            "sources": images.sources,
+            "split": images.split,
+            "leakage": images.leakage,
+            "labels_used": None,
+            "images_used": len(rows),
+            "transductive": config.data.transductive,
+        },
+        training=result,
+        notes=[],
+    )
+    run.finish(card)

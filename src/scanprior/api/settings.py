@@ -1,0 +1,230 @@
+"""The complete configurations of the commands that train, and how their layers are put together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, SerializeAsAny, create_model, field_validator, model_validator
+
+from scanprior import objectives
+from scanprior.config import Config, Tree, build, load_yaml, merge, nest, parse_settings
+from scanprior.data.transforms import Augmentation, preset_names, presets
+from scanprior.encoders import EncoderConfig
+from scanprior.engine import EngineConfig
+from scanprior.errors import ConfigError
+from scanprior.tasks.classify import ClassifyConfig
+
+
+class SplitConfig(Config):
+    """How images are divided where the source does not say it."""
+
+    fractions: tuple[float, float, float] = Field((0.7, 0.15, 0.15), description="train, val, test")
+    group: str = Field(
+        "auto", description="what stays together: patient, cluster (of duplicates), a column, none; auto"
+    )
+    seed: int = Field(0, description="key of the split; the same for pretraining and fine-tuning")
+
+    @field_validator("fractions")
+    @classmethod
+    def _whole(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(value) < 0 or abs(sum(value) - 1) > 1e-6:
+            raise ValueError(f"the fractions must not be negative and must add up to 1, found {value}")
+        return value
+
+
+class DataConfig(Config):
+    """Where images come from and in which form the network sees them."""
+
+    size: int = Field(224, gt=7, description="side of the network's input in pixels")
+    store_size: int | None = Field(
+        None,
+        gt=7,
+        description="side of the stored images; larger than size gives sharper crops; empty = size",
+    )
+    channels: Literal[1, 3] | None = Field(None, description="empty = 1 if every image is grey, else 3")
+    depth: Literal[8, 16] = Field(8, description="bits per stored pixel")
+    fit: Literal["squash", "pad", "crop"] = Field("squash", description="how an image is made square")
+    standardize: Literal["dataset", "image"] = Field(
+        "dataset",
+        description="subtract mean and divide by deviation: of the training images, or of each image",
+    )
+    layout: str = Field("auto", description="layout of the source, or auto")
+    image_column: str | None = Field(None, description="column of a table that names the image")
+    patient_column: str | None = Field(None, description="column of a table that names the patient")
+    root: str | None = Field(None, description="folder that the image paths of a table start from")
+    salt: str | None = Field(
+        None,
+        description="secret mixed into hashed DICOM identifiers; empty = one of this user, made on first use",
+    )
+    label_columns: list[str] | None = Field(None, description="column of the label, or of every finding")
+    label_map: dict[str, str] = Field({}, description="label in the source: label to use instead")
+    exclude_leaks: bool = Field(
+        True, description="leave out training images that equal a validation or test image pixel by pixel"
+    )
+    transductive: bool = Field(False, description="pretrain on validation and test images too (reported)")
+    split: SplitConfig = Field(default_factory=lambda: SplitConfig.model_validate({}))
+    workers: int = Field(2, ge=0, description="processes that decode images into the store")
+
+
+class LabelsConfig(Config):
+    """How many of the training labels are used; small budgets are nested in larger ones."""
+
+    count: int | None = Field(None, gt=0, description="number of labelled training images")
+    fraction: float | None = Field(None, gt=0, le=1, description="share of them")
+    seed: int = Field(0, description="which ones")
+
+    @model_validator(mode="after")
+    def _one(self) -> LabelsConfig:
+        if self.count is not None and self.fraction is not None:
+            raise ValueError(
+                f"set labels.count or labels.fraction, found both ({self.count}, {self.fraction})"
+            )
+        return self
+
+
+class SelectionConfig(Config):
+    """What is measured on the validation images while fine-tuning."""
+
+    metric: Literal["auroc", "accuracy", "loss", "last"] = Field(
+        "auroc", description="the best step by this is kept; last = no selection"
+    )
+    every: int | None = Field(None, gt=0, description="steps between validations; empty = ten times in all")
+
+
+class EvaluationConfig(Config):
+    """How results and their intervals are made."""
+
+    resamples: int = Field(2000, ge=100, description="bootstrap resamples of patients")
+    level: float = Field(0.95, gt=0.5, lt=1, description="of the intervals")
+    seed: int = Field(0, description="key of the resamples")
+    threshold: float | Literal["youden"] = Field(
+        "youden", description="chosen on validation: Youden's index, or a wanted sensitivity such as 0.9"
+    )
+    positive_class: str | None = Field(None, description="of two classes; empty = the one not called normal")
+    batch_size: int = Field(128, gt=0, description="images per forward pass")
+
+
+class AugmentConfig(Augmentation):
+    """Augmentation: a preset, and what differs from it."""
+
+    preset: str = Field("chest_xray", description="the settings to start from")
+
+
+class PretrainConfig(Config):
+    """Everything about a pretraining run."""
+
+    command: Literal["pretrain"] = "pretrain"
+    sources: list[str] = Field([], description="folders, tables, manifests or stores")
+    parent: str | None = Field(None, description="the run whose encoder is the starting point")
+    data: DataConfig
+    encoder: EncoderConfig
+    objective: SerializeAsAny[BaseModel]
+    augment: AugmentConfig
+    engine: EngineConfig
+    pictures: int = Field(8, ge=0, description="pictures of reconstructions over the whole run")
+
+
+class FinetuneConfig(Config):
+    """Everything about a fine-tuning or probing run."""
+
+    command: Literal["finetune", "probe"] = "finetune"
+    sources: list[str] = Field([], description="folder, table, manifest or store with labels")
+    parent: str | None = Field(None, description="the run whose encoder is the starting point")
+    data: DataConfig
+    encoder: EncoderConfig
+    labels: LabelsConfig
+    task: ClassifyConfig
+    augment: AugmentConfig
+    engine: EngineConfig
+    selection: SelectionConfig
+    evaluation: EvaluationConfig
+
+
+def pretrain_config(objective: str, *layers: Mapping[str, Any]) -> PretrainConfig:
+    """Build the configuration of a pretraining run of an objective.
+
+    Raises:
+        ConfigError: an unknown objective, key or value.
+    """
+    method = objectives.get(objective)
+    section = create_model(
+        f"{method.__name__}Config",
+        __base__=method.Config,
+        name=(str, Field(objective, pattern=f"^{re.escape(objective)}$")),
+    )
+    whole = create_model("PretrainConfig", __base__=PretrainConfig, objective=(section, Field()))
+    base = {"data": {}, "encoder": {}, "objective": {}, "augment": {}, "engine": {"epochs": 100}}
+    return build(whole, _with_preset(_layered(base, nest(method.defaults), *layers)))
+
+
+FINETUNE_DEFAULTS: Tree = {
+    "engine": {
+        "epochs": 50, "batch_size": 64, "lr": 5e-4, "weight_decay": 0.05, "layer_decay": 0.75,
+        "warmup_fraction": 0.1, "min_lr": 1e-6,
+    },
+    "encoder": {"drop_path": 0.1},
+    "augment": {"preset": "chest_xray"},
+}  # fmt: skip
+"""The fine-tuning settings of METHODS A4 [ours]: layer decay 0.75, weight decay 0.05, drop-path 0.1."""
+
+
+def finetune_config(*layers: Mapping[str, Any]) -> FinetuneConfig:
+    """Build the configuration of a fine-tuning or probing run.
+
+    Raises:
+        ConfigError: an unknown key or a wrong value.
+    """
+    base: Tree = {
+        name: {} for name in FinetuneConfig.model_fields if name not in ("command", "sources", "parent")
+    }
+    return build(FinetuneConfig, _with_preset(_layered(base, FINETUNE_DEFAULTS, *layers)))
+
+
+def user_layers(
+    config: Path | str | Mapping[str, Any] | None, options: Mapping[str, Any], sets: Iterable[str]
+) -> list[Tree]:
+    """Return the user's layers in order: a file or tree, then options (dotted, None = not given), then ``--set``."""
+    first: Tree = {}
+    if isinstance(config, Mapping):
+        first = dict(config)
+    elif config is not None:
+        first = load_yaml(Path(config))
+    given = nest({name: value for name, value in options.items() if value is not None})
+    return [first, given, parse_settings(sets)]
+
+
+_EITHER = (
+    ("engine", "epochs", "steps"),
+    ("engine", "lr", "lr_per_256"),
+    ("engine", "warmup_epochs", "warmup_fraction"),
+)
+
+
+def _layered(*layers: Mapping[str, Any]) -> Tree:
+    """Merge; where a later layer sets one of two exclusive keys, the other's earlier value goes."""
+    merged: Tree = {}
+    for layer in layers:
+        for section, *pair in _EITHER:
+            given, below = layer.get(section), merged.get(section)
+            if not isinstance(given, Mapping) or not isinstance(below, dict):
+                continue
+            for name, other in (pair, pair[::-1]):
+                if given.get(name) is not None and given.get(other) is None:
+                    below.pop(other, None)
+        merged = merge(merged, layer)
+    return merged
+
+
+def _with_preset(tree: Tree) -> Tree:
+    """Put the fields of the named augmentation preset beneath the user's own."""
+    section = tree.get("augment", {})
+    name = section.get("preset", AugmentConfig.model_fields["preset"].default)
+    if name not in presets:
+        raise ConfigError(f"augment.preset: {name!r} is not known; choose one of {', '.join(preset_names())}")
+    return merge(tree, {"augment": merge(presets[name].model_dump(), {"preset": name}, section)})
+
+
+Settings = Annotated[Iterable[str], "settings written as key=value"]

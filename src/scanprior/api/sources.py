@@ -1,0 +1,298 @@
+"""From what the user names to a prepared store with a split: index and prepare, cached by content."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from scanprior.api.settings import DataConfig
+from scanprior.data.index import index as index_source
+from scanprior.data.manifest import Manifest
+from scanprior.data.paths import split_reference
+from scanprior.data.split import assign_splits, split_fingerprint
+from scanprior.data.store import ImageStore, Store, concatenate, prepare
+from scanprior.engine import Reporter
+from scanprior.errors import DataError
+
+
+@dataclass
+class Images:
+    """A prepared store together with the split of its rows.
+
+    Attributes:
+        store: the images; ``frame`` has one row an image.
+        frame: the store's table with ``split`` filled in (NA where an image belongs to none).
+        sources: what the card says of every source.
+        split: what the card says of the split.
+        leakage: what the card says of patients and duplicates across the split.
+    """
+
+    store: ImageStore
+    frame: pd.DataFrame
+    sources: list[dict[str, object]]
+    split: dict[str, object]
+    leakage: dict[str, object]
+
+    def rows(self, split: str) -> NDArray[np.int64]:
+        """Return the rows of a split, in order."""
+        return np.flatnonzero((self.frame["split"] == split).to_numpy()).astype(np.int64)
+
+
+def cache_folder() -> Path:
+    """Return the folder of prepared stores: ``SCANPRIOR_CACHE``, or one in the user's cache."""
+    named = os.environ.get("SCANPRIOR_CACHE")
+    return (
+        Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "scanprior"
+    )
+
+
+def own_salt() -> str:
+    """Return this user's secret for hashing identifiers, made on first use and readable by the user alone."""
+    path = cache_folder() / "salt"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"salt-{os.getpid()}")
+        part.touch(mode=0o600)
+        part.write_text(secrets.token_hex(16))
+        with contextlib.suppress(FileExistsError):
+            os.link(part, path)  # the first one stays, whoever else is making one
+        part.unlink()
+    return path.read_text().strip()
+
+
+def _content_key(manifest: Manifest, size: int, data: DataConfig) -> str:
+    """Return 16 hex digits that change with the table, the root, any file's size or time, and the settings."""
+    digest = hashlib.sha256(f"{manifest.fingerprint()} {manifest.root.resolve()}".encode())
+    files: dict[str, None] = dict.fromkeys(
+        split_reference(reference)[0] for reference in manifest.frame["image"]
+    )
+    for name in files:
+        try:
+            facts = (manifest.root / name).stat()
+            digest.update(f"{name}\t{facts.st_size}\t{facts.st_mtime_ns}\n".encode())
+        except OSError:
+            digest.update(f"{name}\tmissing\n".encode())
+    digest.update(f"{size} {data.fit} {data.channels} {data.depth}".encode())
+    return digest.hexdigest()[:16]
+
+
+def read_manifest(source: str | Path, data: DataConfig) -> Manifest:
+    """Index one source as the configuration says."""
+    manifest = index_source(
+        source,
+        layout=data.layout,
+        label_columns=data.label_columns,
+        image_column=data.image_column,
+        patient_column=data.patient_column,
+        root=data.root,
+        salt=data.salt or own_salt(),
+    )
+    return map_labels(manifest, data.label_map)
+
+
+def map_labels(manifest: Manifest, names: Mapping[str, str]) -> Manifest:
+    """Rename labels of a multi-class manifest.
+
+    Raises:
+        DataError: a label to rename does not occur.
+    """
+    if not names:
+        return manifest
+    if manifest.label_columns != ["label"]:
+        raise DataError(
+            f"{manifest.name}: data.label_map renames the values of one label column, this has none"
+        )
+    present = set(manifest.frame["label"].dropna())
+    for old in names:
+        if old not in present:
+            raise DataError(
+                f"data.label_map: {old!r} does not occur; the labels are {', '.join(sorted(present))}"
+            )
+    frame = manifest.frame.assign(label=manifest.frame["label"].replace(dict(names)))
+    return replace(manifest, frame=frame)
+
+
+def open_store(source: str | Path, data: DataConfig, reporter: Reporter) -> Store:
+    """Open a prepared store, or index and prepare a source into the cache, and say so."""
+    path = Path(source)
+    if (path / "store.json").exists():
+        store = Store.open(path)
+        _fits(store, data)
+        reporter.note(f"{path}: prepared store, {len(store):,} images of {store.size} px")
+        return store
+    manifest = read_manifest(source, data)
+    reporter.note(manifest.found)
+    size = data.store_size or data.size
+    place = _place(manifest, size, data)
+    fresh = not (place / "store.json").exists()
+    store = prepare(
+        manifest, place, size=size, channels=data.channels, depth=data.depth, fit=data.fit,
+        workers=data.workers, progress=reporter.preparing if fresh else None,
+    )  # fmt: skip
+    left_out = len(store.audit["left_out"])
+    gone = f", {left_out} left out (see {place / 'store.json'})" if left_out else ""
+    reporter.note(f"{'prepared' if fresh else 'using'} {len(store):,} images at {size} px in {place}{gone}")
+    return store
+
+
+def _place(manifest: Manifest, size: int, data: DataConfig) -> Path:
+    """Return the folder of a store in the cache; one prepared with channels found out serves if they fit."""
+    auto = data.model_copy(update={"channels": None})
+    places = [
+        cache_folder() / f"{manifest.name}-{size}px-{_content_key(manifest, size, config)}" for config in (auto, data)
+    ]
+    if (places[0] / "store.json").exists() and Store.open(places[0]).channels == data.channels:
+        return places[0]
+    return places[1]
+
+
+def _fits(store: Store, data: DataConfig) -> None:
+    wanted = data.store_size or data.size
+    if store.size < data.size:
+        raise DataError(
+            f"{store.path}: the store holds {store.size} px images, data.size={data.size} needs at least as many; "
+            f"prepare it again with --size {wanted}"
+        )
+    if data.channels is not None and store.channels != data.channels:
+        raise DataError(
+            f"{store.path}: the store has {store.channels} channels, data.channels={data.channels}"
+        )
+
+
+def load(
+    sources: Sequence[str | Path],
+    data: DataConfig,
+    reporter: Reporter,
+    *,
+    need_labels: bool,
+    divide: bool = True,
+) -> Images:
+    """Open all sources and divide them.
+
+    A source with a split keeps it; of one that has only train and test, validation images are cut
+    from train. A source with labels and no split is divided by ``data.split``; without labels, all
+    its images are for training. Every source is divided by itself, so that pretraining on
+    several and fine-tuning on one of them agree.
+
+    Raises:
+        DataError: no source, or sources that do not fit together.
+    """
+    if not sources:
+        raise DataError("no source given; name a folder, a table, a manifest or a store")
+    stores = [open_store(source, data, reporter) for source in sources]
+    frames = []
+    for store in stores:
+        frame = _divided(store, data, need_labels) if divide else _as_it_is(store)
+        frames.append(frame.assign(source=store.name))
+    together = concatenate(stores)
+    frame = pd.concat(frames, ignore_index=True)
+    frame["row"] = np.arange(len(frame))
+    cards = [_source_card(store) for store in stores]
+    images = Images(together, frame, cards, {}, leakage_across(frame))
+    if data.exclude_leaks:
+        _exclude_leaks(images, reporter)
+    images.split = split_card(images.frame, data)
+    return images
+
+
+def _as_it_is(store: Store) -> pd.DataFrame:
+    frame = store.manifest().frame
+    return frame if "split" in frame else frame.assign(split=pd.Series(pd.NA, index=frame.index, dtype="str"))
+
+
+def _divided(store: Store, data: DataConfig, need_labels: bool) -> pd.DataFrame:
+    manifest = store.manifest()
+    has_split = "split" in manifest.frame and manifest.frame["split"].notna().any()
+    if not manifest.label_columns and not has_split:
+        if need_labels:
+            raise DataError(
+                f"{store.name}: there are no labels; give a table with a label column, or class folders"
+            )
+        return manifest.frame.assign(split="train")
+    if has_split and {"train", "val"} <= set(manifest.frame["split"].dropna()):
+        return manifest.frame
+    if has_split and "train" not in set(manifest.frame["split"].dropna()):
+        return manifest.frame
+    divided = assign_splits(
+        manifest, fractions=data.split.fractions, seed=data.split.seed, group=data.split.group,
+    )  # fmt: skip
+    return divided.frame
+
+
+def _source_card(store: Store) -> dict[str, object]:
+    frame = store.frame
+    patients = int(frame["patient"].nunique()) if "patient" in frame else None
+    return {
+        "name": store.name,
+        "images": len(store),
+        "patients": patients,
+        "fingerprint": store.fingerprint,
+        "left_out": len(store.audit["left_out"]),
+        "left_out_images": store.audit["left_out"][:50],
+        "layout": store.layout,
+        "root": str(store.root),
+    }
+
+
+def leakage_across(frame: pd.DataFrame) -> dict[str, object]:
+    """Count patients and identical images that stand in more than one split."""
+    divided = frame[frame["split"].notna()]
+    patients = 0
+    if "patient" in divided and divided["patient"].notna().any():
+        who = divided[divided["patient"].notna()].groupby(["source", "patient"])["split"].nunique()
+        patients = int((who > 1).sum())
+    exact = int((divided.groupby("pixels")["split"].nunique() > 1).sum())
+    found = patients + exact > 0
+    summary = (
+        f"{patients} patients and {exact} identical images stand in more than one split"
+        if found
+        else "no patient and no identical image stands in more than one split"
+    )
+    return {
+        "checked": True,
+        "leakage": found,
+        "patients_across": patients,
+        "exact_across": exact,
+        "summary": summary,
+    }
+
+
+def _exclude_leaks(images: Images, reporter: Reporter) -> None:
+    frame = images.frame
+    held_out = set(frame.loc[frame["split"].isin(["val", "test"]), "pixels"])
+    leaks = (frame["split"] == "train") & frame["pixels"].isin(held_out)
+    if leaks.any():
+        frame.loc[leaks, "split"] = pd.NA
+        images.leakage["excluded"] = int(leaks.sum())
+        images.leakage["summary"] = (
+            f"{images.leakage['summary']}; {int(leaks.sum())} training images left out for it"
+        )
+        reporter.note(f"left out {int(leaks.sum())} training images that equal a validation or test image")
+
+
+def split_card(frame: pd.DataFrame, data: DataConfig) -> dict[str, object]:
+    """Return what the card says of a split: fingerprint, seed and counts."""
+    counts = {}
+    for name in ("train", "val", "test"):
+        part = frame[frame["split"] == name]
+        labels = part["label"].value_counts().to_dict() if "label" in part else {}
+        counts[name] = {
+            "images": len(part),
+            "patients": int(part["patient"].nunique()) if "patient" in part else None,
+            "labels": {str(k): int(v) for k, v in labels.items()},
+        }
+    return {
+        "fingerprint": split_fingerprint(frame),
+        "seed": data.split.seed,
+        "group": data.split.group,
+        "counts": counts,
+    }

@@ -1,0 +1,21 @@
+"""Encoders: any timm network as image → tokens, feature pyramid, pooled vector."""
+
+from scanprior.encoders.base import Encoder, EncoderConfig, Features
+from scanprior.encoders.drop_path import KeyedDropPath, sample_positions, seed_drop_path
+from scanprior.encoders.timm_encoder import ConvEncoder, VitEncoder, create_encoder
+from scanprior.encoders.weights import LoadReport, load_weights, read_weights
+
+__all__ = [
+    "ConvEncoder",
+    "Encoder",
+    "EncoderConfig",
+    "Features",
+    "KeyedDropPath",
+    "LoadReport",
+    "VitEncoder",
+    "create_encoder",
+    "load_weights",
+    "read_weights",
+    "sample_positions",
+    "seed_drop_path",
+]

@@ -1,0 +1,245 @@
+"""Weights from files: our runs, timm, and the checkpoints that authors publish.
+
+Files are read without running any code in them: ``.safetensors``, or ``.pth``/``.pt``/``.bin`` with
+``weights_only=True``. Every key of the file and of the network is accounted for, in a LoadReport or
+in an error.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from scanprior.errors import WeightsError
+
+if TYPE_CHECKING:
+    from scanprior.encoders.base import Encoder
+
+CONTAINERS = ("model", "state_dict", "SiT_model", "teacher", "student", "model_state_dict", "module")
+"""Keys under which checkpoints keep their weights (MAE, timm, GMML, SiT and DINO, ...)."""
+
+PREFIXES = (
+    "encoder.net.",
+    "net.",
+    "encoder.",
+    "module.backbone.",
+    "backbone.",
+    "module.encoder.",
+    "module.",
+    "model.",
+    "visual.trunk.",
+    "image_encoder.trunk.",
+    "trunk.",
+    "_orig_mod.",
+)
+"""What stands before the network's own names, in the order of trial; nothing is tried first."""
+
+NOT_ENCODER = (
+    "head", "fc", "classifier", "decoder", "mask_token", "projector", "predictor", "pre_logits", "rec", "contr",
+    "prototypes", "queue", "dist_head", "head_dist", "_fc", "norm_head",
+)  # fmt: skip
+"""First words of keys that belong to pretraining or classification heads and may be left out."""
+
+DAMAGE = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, struct.error)
+"""What PyTorch's reader raises on bytes that are no checkpoint."""
+
+MAY_BE_MISSING = ("fc_norm.", "attn_pool.", "head.")
+"""Parts after the last block, which a checkpoint made without them need not have."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of every key.
+
+    Attributes:
+        path: the file.
+        loaded: keys of the network that got the file's values, including the resized ones.
+        resized: those whose values were adapted: position embedding, patch size, input channels.
+        left_out: keys of the file that are not of the encoder.
+        missing: keys of the network that keep their first values.
+    """
+
+    path: Path
+    loaded: tuple[str, ...]
+    resized: tuple[str, ...]
+    left_out: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} tensors loaded from {self.path}"]
+        for name in ("resized", "left_out", "missing"):
+            if keys := getattr(self, name):
+                parts.append(f"{len(keys)} {name.replace('_', ' ')} ({_some(keys)})")
+        return ", ".join(parts)
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read a file's tensors by name, from its container of weights if it has one.
+
+    A run folder stands for its ``model.safetensors``.
+
+    Raises:
+        WeightsError: the file is missing, damaged, holds code, or holds no weights.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "model.safetensors"
+    if not file.is_file():
+        raise WeightsError(f"{file}: there is no such weights file")
+    if file.suffix == ".safetensors":
+        try:
+            return load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{file}: not a readable safetensors file ({error})") from error
+    if file.suffix not in {".pth", ".pt", ".bin", ".ckpt", ".tar"}:
+        raise WeightsError(f"{file}: weights must be a .safetensors, .pth or .pt file, not {file.suffix!r}")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # what PyTorch's reader without code execution raises at the first object it does not allow
+        raise WeightsError(
+            f"{file}: holds Python objects besides tensors, which could run code, and was not opened;"
+            " save its state dict as .safetensors where you trust it"
+        ) from error
+    except DAMAGE as error:
+        raise WeightsError(f"{file}: damaged or not a PyTorch file ({type(error).__name__})") from error
+    return _tensors(content, file)
+
+
+def load_weights(encoder: Encoder, path: str | Path) -> LoadReport:
+    """Load a file's weights into an encoder, in place.
+
+    Position embeddings and patch filters are resampled by timm's functions; a stem for three channels
+    is summed for one channel, and repeated and rescaled for others.
+
+    Raises:
+        WeightsError: the file cannot be read, or is of another network: some key of the file or of
+            the network stays unexplained, or a shape differs.
+    """
+    file = Path(path)
+    net: Any = encoder.net
+    own: dict[str, Tensor] = net.state_dict()
+    stored = _rename_efficientnet_lite(read_weights(file), own, file)
+    prefix = _prefix(stored, own, net)
+    inside = {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
+    left_out = [key for key in stored if not key.startswith(prefix)]
+
+    before = {key: value.shape for key, value in inside.items()}
+    state = _convert(inside, net, file)
+    _adapt_stem(state, own, net)
+    heads = [key for key in state if key not in own and key.split(".")[0].startswith(NOT_ENCODER)]
+    left_out += heads + [key for key in before if key not in state and key.startswith(NOT_ENCODER)]
+    state = {key: value for key, value in state.items() if key not in heads}
+
+    persistent = set(own)
+    unexplained = sorted(set(state) - persistent)
+    missing = [key for key in own if key not in state]
+    lacking = [key for key in missing if not key.startswith(MAY_BE_MISSING)]
+    wrong = [key for key in own if key in state and state[key].shape != own[key].shape]
+    if wrong:
+        key = wrong[0]
+        raise WeightsError(
+            f"{file}: {key} has shape {tuple(state[key].shape)} and {encoder.name} as configured needs"
+            f" {tuple(own[key].shape)}; these are weights of another network"
+        )
+    if unexplained or lacking:
+        what = f"lacks {_some(lacking)}" if lacking else f"has {_some(unexplained)} too many"
+        raise WeightsError(f"{file}: not weights of {encoder.name} as configured: it {what}")
+    net.load_state_dict(state, strict=False)
+    resized = tuple(key for key in state if key in before and before[key] != state[key].shape)
+    return LoadReport(file, tuple(state), resized, tuple(left_out), tuple(missing))
+
+
+def _tensors(content: object, file: Path) -> dict[str, Tensor]:
+    """Descend into the first known container that holds tensors; ignore epochs, optimisers, arguments."""
+    for _ in range(3):
+        if not isinstance(content, Mapping):
+            break
+        inner = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    if isinstance(content, Mapping):
+        tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        if tensors:
+            return tensors
+    raise WeightsError(f"{file}: holds no weights (a mapping of names to tensors)")
+
+
+def _prefix(stored: Mapping[str, Tensor], own: Mapping[str, Tensor], net: nn.Module) -> str:
+    """Return the prefix under which most of the network's keys are found; "" when none is better."""
+
+    def found(prefix: str) -> int:
+        return sum(prefix + key in stored for key in own)
+
+    counts = {prefix: found(prefix) for prefix in ("", *PREFIXES)}
+    best = max(counts, key=lambda prefix: counts[prefix])
+    return best if counts[best] > counts[""] else ""
+
+
+def _convert(state: dict[str, Tensor], net: nn.Module, file: Path) -> dict[str, Tensor]:
+    """Apply timm's own conversion of official checkpoints to its names and sizes, if it has one."""
+    convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return dict(state)
+    try:
+        return dict(convert(dict(state), net))
+    except (RuntimeError, KeyError, AssertionError, ValueError, AttributeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"{file}: not weights of a {type(net).__name__} ({reason})") from error
+
+
+def _adapt_stem(state: dict[str, Tensor], own: Mapping[str, Tensor], net: Any) -> None:
+    """Fit the filters of the first layer to the network's channels, keeping the sum over channels."""
+    first = net.pretrained_cfg.get("first_conv") or ()
+    for name in (first,) if isinstance(first, str) else first:
+        key = f"{name}.weight"
+        if key not in state or key not in own or state[key].ndim != 4:
+            continue
+        given, wanted = state[key].shape[1], own[key].shape[1]
+        if given == 3 != wanted:
+            state[key] = adapt_input_conv(wanted, state[key])
+        elif given == 1 != wanted:
+            state[key] = state[key].repeat(1, wanted, 1, 1) / wanted
+
+
+def _rename_efficientnet_lite(
+    stored: dict[str, Tensor], own: Mapping[str, Tensor], file: Path
+) -> dict[str, Tensor]:
+    """Give timm's names to the original EfficientNet-lite layout, whose tensors are in timm's order.
+
+    Raises:
+        WeightsError: the layout is recognised and does not match the network tensor by tensor.
+    """
+    if "_conv_stem.weight" not in stored or "conv_stem.weight" not in own:
+        return stored
+    body = {key: value for key, value in stored.items() if not key.startswith("_fc.")}
+    renamed = {key: value for key, value in stored.items() if key.startswith("_fc.")}
+    pairs = list(zip(body.items(), own.items(), strict=False))
+    for (key, value), (name, tensor) in pairs:
+        same_kind = key.rsplit(".", 1)[1] == name.rsplit(".", 1)[1]
+        same_shape = value.shape == tensor.shape or name == "conv_stem.weight"
+        if not (same_kind and same_shape and len(body) == len(own)):
+            raise WeightsError(
+                f"{file}: {key} {tuple(value.shape)} stands where the network has {name}"
+                f" {tuple(tensor.shape)}; use encoder.name tf_efficientnet_lite0 for EfficientNet-lite0"
+            )
+        renamed[name] = value
+    return renamed
+
+
+def _some(keys: tuple[str, ...] | list[str]) -> str:
+    """Name the first keys and say how many more there are."""
+    shown = ", ".join(keys[:3])
+    return shown if len(keys) <= 3 else f"{shown} and {len(keys) - 3} more"

@@ -1,0 +1,196 @@
+"""MAE: masked autoencoder, the encoder on visible patches only (He et al. 2021, arXiv 2111.06377)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from timm.layers.norm import LayerNorm
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from scanprior import keyed
+from scanprior.encoders import Encoder, VitEncoder, sample_positions
+from scanprior.errors import ConfigError
+from scanprior.masking import PatchMask, patches_to_pixels, random_patch_mask
+from scanprior.objectives.base import Batch, Objective, ObjectiveConfig, embedding_std, register
+
+
+class MaeConfig(ObjectiveConfig):
+    """Settings of MAE; the defaults are the published ones."""
+
+    mask_ratio: float = Field(0.75, gt=0, lt=1, description="part of the patches hidden from the encoder")
+    decoder_dim: int = Field(
+        512, ge=4, multiple_of=4, description="width of the decoder; 128 for small images"
+    )
+    decoder_depth: int = Field(8, ge=1, description="blocks of the decoder; 2 for small images")
+    decoder_heads: int = Field(16, ge=1, description="attention heads of the decoder")
+    decoder_position: Literal["sincos", "learned"] = Field("sincos", description="decoder position embedding")
+    target_norm: Literal["patch", "none"] = Field(
+        "patch", description="patch: each target patch to mean 0 and variance 1; none: pixels as they are"
+    )
+
+
+class Decoder(nn.Module):
+    """Rebuild hidden patches from encoded visible ones: narrow transformer blocks over all patches.
+
+    Args:
+        dim: width of the encoder's tokens.
+        grid: patches along a side.
+        prefix: class and register tokens before the patch tokens.
+        out: numbers in a patch.
+        config: width, depth, heads and position embedding.
+    """
+
+    def __init__(self, dim: int, grid: int, prefix: int, out: int, config: MaeConfig) -> None:
+        super().__init__()
+        width = config.decoder_dim
+        self.prefix = prefix
+        self.embed = nn.Linear(dim, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        position = build_sincos2d_pos_embed([grid, grid], width)[None]
+        if config.decoder_position == "learned":
+            position = nn.init.trunc_normal_(torch.empty_like(position), std=0.02)
+        self.position = nn.Parameter(position, requires_grad=config.decoder_position == "learned")
+        self.blocks = nn.Sequential(
+            *(
+                Block(width, config.decoder_heads, qkv_bias=True, norm_layer=LayerNorm)
+                for _ in range(config.decoder_depth)
+            )
+        )
+        self.norm = LayerNorm(width)
+        self.predict = nn.Linear(width, out)
+        nn.init.normal_(self.mask_token, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, tokens: Tensor, ids_restore: Tensor, wanted: Tensor) -> Tensor:
+        """Predict some patches.
+
+        Args:
+            tokens: encoded prefix and visible patches, (B, prefix + K, D).
+            ids_restore: int64 (B, N), as in PatchMask.
+            wanted: int64 (B, M), the patches to predict.
+
+        Returns:
+            (B, M, out).
+        """
+        x = self.embed(tokens)
+        hidden = ids_restore.shape[1] - (x.shape[1] - self.prefix)
+        mask_tokens = self.mask_token.to(x.dtype).expand(len(x), hidden, -1)
+        shuffled = torch.cat([x[:, self.prefix :], mask_tokens], dim=1)
+        patches = take(shuffled, ids_restore) + self.position
+        x = self.blocks(torch.cat([x[:, : self.prefix].to(patches.dtype), patches], dim=1))
+        predicted: Tensor = self.predict(self.norm(take(x, wanted + self.prefix)))
+        return predicted
+
+
+@register("mae")
+class Mae(Objective):
+    """Hide most patches, encode the rest, rebuild the hidden ones; mean squared error on those.
+
+    Patches are cut and selected before they are embedded, and only hidden ones are predicted, so no
+    work is done that the loss does not need.
+    """
+
+    Config: ClassVar[type[ObjectiveConfig]] = MaeConfig
+    summary: ClassVar[str] = "rebuild hidden patches from the visible quarter, plain ViT only (MAE)"
+    defaults: ClassVar[dict[str, object]] = {
+        "engine.lr_per_256": 1.5e-4,
+        "engine.warmup_epochs": 40,
+        "engine.weight_decay": 0.05,
+        "engine.betas": (0.9, 0.95),
+        "augment.preset": "mae",
+        "encoder.pool": "mean",  # as in the published fine-tuning: the class token has no loss of its own
+    }
+    config: MaeConfig
+    encoder: VitEncoder
+
+    def __init__(self, encoder: Encoder, config: MaeConfig, *, seed: int) -> None:
+        super().__init__(encoder, config, seed=seed)
+        if not isinstance(encoder, VitEncoder):
+            raise ConfigError(
+                f"objective: mae hides patches from a plain ViT and {encoder.name} is none; use gmml,"
+                " or an encoder such as vit_small_patch16_224"
+            )
+        encoder.require_plain("mae")
+        if config.decoder_dim % config.decoder_heads:
+            raise ConfigError(
+                f"objective.decoder_dim: {config.decoder_dim} is not divisible by objective.decoder_heads"
+                f" {config.decoder_heads}"
+            )
+        patch_numbers = encoder.channels * encoder.stride**2
+        with keyed.seeded(keyed.key(seed, "mae_decoder")):
+            self.decoder = Decoder(
+                encoder.token_dim, encoder.grid, encoder.num_prefix_tokens, patch_numbers, config
+            )
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return ``loss`` (mean over hidden patches, as many in each image) and ``embedding_std``."""
+        patches = self.encoder.patchify(batch["views"][0])
+        mask = self._mask(batch["position"], patches)
+        latent = self.encode(patches, mask.ids_keep, batch["position"])
+        hidden = hidden_ids(mask)
+        predicted = self.decoder(self.encoder.normalize(latent), mask.ids_restore, hidden)
+        target = self._target(take(patches, hidden))[0]
+        with torch.no_grad():
+            spread = embedding_std(self.encoder.pool(latent))
+        return {"loss": (predicted.float() - target).square().mean(), "embedding_std": spread}
+
+    def encode(self, patches: Tensor, ids_keep: Tensor, position: Tensor) -> Tensor:
+        """Encode the kept patches (B, K of N): the last block's outputs (B, prefix + K, D), before the norm."""
+        tokens = self.encoder.add_prefix(self.encoder.embed_patches(take(patches, ids_keep), ids_keep))
+        with sample_positions(position):
+            return self.encoder.block_outputs(tokens, [self.encoder.depth - 1])[0]
+
+    @torch.no_grad()
+    def preview(self, batch: Batch) -> dict[str, Tensor]:
+        """Return input, corrupted (hidden patches at 0, the mean), rebuilt and raw pictures, (B, C, H, W)."""
+        training = self.training
+        self.eval()
+        images = batch["views"][0]
+        patches = self.encoder.patchify(images)
+        mask = self._mask(batch["position"], patches)
+        latent = self.encoder.normalize(self.encode(patches, mask.ids_keep, batch["position"]))
+        everywhere = torch.arange(patches.shape[1], device=patches.device).expand(len(patches), -1)
+        predicted = self.decoder(latent, mask.ids_restore, everywhere).float()
+        self.train(training)
+        _, mean, deviation = self._target(patches)
+        raw = self.encoder.unpatchify(predicted * deviation + mean)
+        grid = (self.encoder.grid, self.encoder.grid)
+        hidden = patches_to_pixels(mask.mask, grid, self.encoder.stride)[:, None]
+        return {
+            "input": images,
+            "corrupted": images.masked_fill(hidden, 0),
+            "rebuilt": torch.where(hidden, raw, images),
+            "raw": raw,
+        }
+
+    def _mask(self, position: Tensor, patches: Tensor) -> PatchMask:
+        mask = random_patch_mask(
+            patches.shape[1], self.config.mask_ratio, seed=self.seed, positions=position.cpu(), purpose="mae"
+        )
+        return PatchMask(*(part.to(patches.device) for part in mask))
+
+    def _target(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return target patches, and the mean and deviation (B, M, 1) to undo their normalisation."""
+        if self.config.target_norm == "none":
+            return patches, patches.new_zeros(1), patches.new_ones(1)
+        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        deviation = (variance + 1e-6).sqrt()
+        return (patches - mean) / deviation, mean, deviation
+
+
+def take(tokens: Tensor, ids: Tensor) -> Tensor:
+    """Select tokens (B, N, D) by ids (B, K): (B, K, D)."""
+    return tokens.gather(1, ids[..., None].expand(-1, -1, tokens.shape[2]))
+
+
+def hidden_ids(mask: PatchMask) -> Tensor:
+    """Return the hidden patches of each image in the order of the grid: int64 (B, M)."""
+    return mask.mask.nonzero()[:, 1].view(len(mask.mask), -1)

@@ -1,0 +1,235 @@
+"""Classification: multi-class and multi-label, linear and nearest-neighbour heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scanprior.config import Config
+from timm.models import group_parameters
+
+from scanprior.encoders import Encoder, sample_positions
+
+Kind = Literal["multiclass", "multilabel"]
+Uncertain = Literal["ignore", "zeros", "ones", "soft"]
+
+
+class ClassifyConfig(Config):
+    """The classification task."""
+
+    head: Literal["linear", "knn"] = Field("linear", description="linear layer, or nearest neighbours")
+    dropout: float = Field(0.0, ge=0, lt=1, description="before the linear head")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="cross-entropy")
+    balance: Literal["none", "loss", "sampling"] = Field(
+        "loss", description="rare classes: weighted in the loss, drawn more often, or left as they are"
+    )
+    uncertain: Uncertain = Field("ignore", description="labels of -1: left out, taken as 0, as 1, or as soft")
+    soft_range: tuple[float, float] = Field((0.55, 0.85), description="uncertain=soft draws the target here")
+    freeze: bool = Field(False, description="train the head only")
+    neighbours: int = Field(20, gt=0, description="head=knn: neighbours that vote")
+    temperature: float = Field(0.07, gt=0, description="head=knn: softmax temperature of their similarity")
+
+
+class LinearHead(nn.Module):
+    """Dropout and one linear layer on the pooled features.
+
+    The features are normalised without parameters first (LayerNorm without affine), so that one
+    learning rate serves encoders of different scale [our definition].
+    """
+
+    def __init__(self, width: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(width, classes)
+        nn.init.trunc_normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Map pooled features (B, D) to logits (B, classes)."""
+        return self.linear(self.dropout(self.norm(pooled)))  # type: ignore[no-any-return]
+
+
+class NeighbourHead(nn.Module):
+    """Weighted nearest-neighbour votes over a bank of labelled training features.
+
+    The weight of a neighbour is exp(cosine / temperature) (Wu et al. 2018, section 3.4). Logits are
+    log votes (multi-class) or the log-odds of the votes (multi-label).
+    """
+
+    bank: Tensor
+    targets: Tensor
+
+    def __init__(self, width: int, classes: int, images: int, config: ClassifyConfig, kind: Kind) -> None:
+        super().__init__()
+        self.config, self.kind = config, kind
+        self.register_buffer("bank", torch.zeros(images, width))
+        self.register_buffer("targets", torch.zeros(images, classes))
+
+    def fill(self, features: Tensor, targets: Tensor) -> None:
+        """Store features (N, D) and targets: (N, classes) in [0, 1], NaN where missing."""
+        self.bank.copy_(F.normalize(features, dim=1))
+        self.targets.copy_(targets)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Map pooled features (B, D) to logits (B, classes)."""
+        similarity = F.normalize(pooled.float(), dim=1) @ self.bank.T
+        near, index = similarity.topk(min(self.config.neighbours, len(self.bank)), dim=1)
+        weight = (near / self.config.temperature).softmax(dim=1).unsqueeze(2)
+        targets = self.targets[index]
+        known = ~targets.isnan()
+        votes = (weight * targets.nan_to_num(0.5) * known).sum(1) / (weight * known).sum(1).clamp(min=1e-6)
+        votes = votes.clamp(1e-4, 1 - 1e-4)
+        return votes.log() if self.kind == "multiclass" else votes.logit()
+
+
+class Classifier(nn.Module):
+    """An encoder with a head.
+
+    Args:
+        encoder: image to features.
+        classes: names, in the order of the logits.
+        kind: one class an image, or every finding by itself.
+        config: the task's settings.
+        class_weights: (classes,) loss weights: of the class, or of the positives of a finding.
+        bank_images: size of the bank of a nearest-neighbour head.
+    """
+
+    class_weights: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        classes: list[str],
+        kind: Kind,
+        config: ClassifyConfig,
+        class_weights: Tensor | None = None,
+        bank_images: int = 0,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.classes, self.kind, self.config = encoder, classes, kind, config
+        self._layers: dict[str, int] | None = None
+        self.head: nn.Module
+        if config.head == "knn":
+            self.head = NeighbourHead(encoder.dim, len(classes), bank_images, config, kind)
+        else:
+            self.head = LinearHead(encoder.dim, len(classes), config.dropout)
+        weights = torch.ones(len(classes)) if class_weights is None else class_weights
+        self.register_buffer("class_weights", weights)
+        if config.freeze or config.head == "knn":
+            encoder.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Classifier:
+        """Set the mode; a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.config.freeze:
+            self.encoder.eval()
+        return self
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Map normalised images (B, C, S, S) to logits (B, classes)."""
+        return self.head(self.encoder(images).pooled)  # type: ignore[no-any-return]
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Return ``loss`` over the labelled entries of the batch and their ``weight``.
+
+        ``batch``: ``views`` (1, B, C, S, S), ``position`` (B,), ``target`` (B,) int64 class numbers,
+        or (B, findings) float in [0, 1] with NaN where missing.
+        """
+        with sample_positions(batch["position"]):
+            logits = self.logits(batch["views"][0]).float()
+        if self.kind == "multiclass":
+            return self._cross_entropy(logits, batch["target"])
+        return self._binary(logits, batch["target"])
+
+    def _cross_entropy(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+        smooth = self.config.label_smoothing
+        loss = F.cross_entropy(logits, target, self.class_weights, label_smoothing=smooth)
+        with torch.no_grad():
+            accuracy = (logits.argmax(1) == target).float().mean()
+        return {"loss": loss, "weight": self.class_weights[target].sum(), "accuracy": accuracy}
+
+    def _binary(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+        known = ~target.isnan()
+        smooth = self.config.label_smoothing
+        wanted = target.nan_to_num() * (1 - smooth) + 0.5 * smooth
+        each = F.binary_cross_entropy_with_logits(
+            logits, wanted, pos_weight=self.class_weights, reduction="none"
+        )
+        count = known.sum()
+        return {"loss": (each * known).sum() / count.clamp(min=1), "weight": count.float()}
+
+    def layer_depth(self, name: str) -> int:
+        """Return how far a parameter is from the head, for layer decay; the head is 0."""
+        if not name.startswith("encoder.net."):
+            return 0
+        if self._layers is None:
+            net: Any = self.encoder.net
+            self._layers = group_parameters(net, net.group_matcher(coarse=False), reverse=True)
+        return 1 + max(self._layers.values()) - self._layers[name.removeprefix("encoder.net.")]
+
+    @torch.no_grad()
+    def predict(self, batches: Any, *, autocast: Callable[[], Any] | None = None) -> NDArray[np.float32]:
+        """Return probabilities (N, classes) of batches of normalised images, in evaluation mode."""
+        device = next(self.parameters()).device
+        self.eval()
+        made = [probabilities(self.logits(images.to(device)), self.kind).cpu() for images in batches]
+        return torch.cat(made).numpy() if made else np.zeros((0, len(self.classes)), np.float32)
+
+
+def probabilities(logits: Tensor, kind: Kind) -> Tensor:
+    """Turn logits (B, classes) into probabilities; the one place where that is done."""
+    logits = logits.float()
+    return logits.softmax(dim=1) if kind == "multiclass" else logits.sigmoid()
+
+
+def resolve_uncertain(
+    values: NDArray[np.float64], config: ClassifyConfig, draws: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Apply the policy for uncertain labels.
+
+    Args:
+        values: (N, findings) with 1, 0, -1 (uncertain) and NaN (missing).
+        config: names the policy.
+        draws: (N, findings) in [0, 1), used by ``soft`` (Pham et al. 2021, label smoothing regularisation).
+
+    Returns:
+        (N, findings) in [0, 1] with NaN where a label takes no part.
+    """
+    low, high = config.soft_range
+    fixed = {"ignore": np.nan, "zeros": 0.0, "ones": 1.0}
+    substitute = low + (high - low) * draws if config.uncertain == "soft" else fixed[config.uncertain]
+    return np.where(values == -1, substitute, values)
+
+
+def balance_weights(targets: NDArray[np.float64], kind: Kind, classes: int) -> Tensor:
+    """Return loss weights (classes,), mean 1 over the images (multi-class), or negatives / positives.
+
+    A finding without a positive or a negative gets weight 1; weights are kept within 1/20 to 20.
+    """
+    if kind == "multiclass":
+        counts = np.bincount(targets.astype(np.int64), minlength=classes).astype(np.float64)
+        weights = len(targets) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    else:
+        positive, negative = (targets > 0.5).sum(0), (targets <= 0.5).sum(0)
+        weights = np.where((positive > 0) & (negative > 0), negative / np.maximum(positive, 1), 1.0)
+    return torch.from_numpy(np.clip(weights, 0.05, 20.0)).float()
+
+
+def sampling_weights(targets: NDArray[np.float64], kind: Kind, classes: int) -> NDArray[np.float64]:
+    """Return (N,) weights that draw every class equally often (multi-label: by the rarest finding)."""
+    if kind == "multiclass":
+        numbers = targets.astype(np.int64)
+        shares: NDArray[np.float64] = 1.0 / np.bincount(numbers, minlength=classes)[numbers]
+        return shares
+    rarity = 1.0 / np.maximum((targets > 0.5).sum(0), 1)
+    negative = 1.0 / max(1, int((~(targets > 0.5).any(1)).sum()))
+    chosen: NDArray[np.float64] = np.where(targets > 0.5, rarity, 0.0).max(1).clip(min=negative)
+    return chosen
