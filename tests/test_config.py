@@ -13,7 +13,7 @@ from scanprior.errors import ConfigError
 
 class Inner(Config):
     learning_rate: float = Field(1e-3, gt=0)
-    names: list[str] = []
+    names: list[str] = Field([])
 
 
 class Outer(Config):
@@ -35,8 +35,14 @@ def test_later_layers_win_key_by_key() -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        (["engine.learning_rte=1"], "engine.learning_rte: unknown configuration key; did you mean 'learning_rate'?"),
-        (["other.learning_rte=1"], "other.learning_rte: unknown configuration key; did you mean 'learning_rate'?"),
+        (
+            ["engine.learning_rte=1"],
+            "engine.learning_rte: unknown configuration key; did you mean 'learning_rate'?",
+        ),
+        (
+            ["other.learning_rte=1"],
+            "other.learning_rte: unknown configuration key; did you mean 'learning_rate'?",
+        ),
         (["engin.x=1"], "engin: unknown configuration key; did you mean 'engine'?"),
         (["zzz=1"], "zzz: unknown configuration key; known here: engine, flag, other"),
         (["engine.learning_rate=-1"], "engine.learning_rate: -1 will not do; input should be greater than 0"),

@@ -11,7 +11,12 @@ from scanprior import keyed
 
 def test_keys_are_stable_and_tell_purposes_apart() -> None:
     assert keyed.key(3, "mask") == 16130075064947816733
-    made = {keyed.key(seed, purpose, part) for seed in range(5) for purpose in ("mask", "crop") for part in range(5)}
+    made = {
+        keyed.key(seed, purpose, part)
+        for seed in range(5)
+        for purpose in ("mask", "crop")
+        for part in range(5)
+    }
     assert len(made) == 50
     assert keyed.key(1, "a", 23) != keyed.key(1, "a", 2, 3)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,9 +57,10 @@ def main() -> None:
             raise
         _fail(str(error))
     except OSError as error:
-        if debug or error.filename is None:
+        if debug or (error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT)):
             raise
-        _fail(f"{error.filename}: {(error.strerror or str(error)).lower()}")
+        reason = (error.strerror or str(error)).lower()
+        _fail(f"{error.filename}: {reason}" if error.filename else f"{reason}: free some and run this again")
 
 
 def _fail(sentence: str) -> None:
@@ -158,6 +160,7 @@ def check(
     audit = api.check(source, near=near, options=options, settings=sets or [], reporter=_reporter())
     console.print(render(audit))
     if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(audit.to_dict(), indent=1))
         _say(f"wrote {out}")
     if audit.leakage:
@@ -192,7 +195,9 @@ def prepare(
 def pretrain(
     sources: Sources,
     out: Out,
-    objective: Annotated[str, typer.Option("--objective", help="See scanprior objectives.")] = "gmml",
+    objective: Annotated[
+        str | None, typer.Option("--objective", help="See scanprior objectives; default gmml.")
+    ] = None,
     parent: Annotated[str | None, typer.Option("--from", help="Run to start from.")] = None,
     encoder: Encoder = None,
     size: Size = None,
@@ -353,6 +358,7 @@ def compare(
     result = api.compare(first, second, evaluation=evaluation)
     console.print(comparison_table(result))
     if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(result, indent=1))
         _say(f"wrote {out}")
     _say(f"next: scanprior report {first}")

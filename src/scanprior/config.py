@@ -24,7 +24,7 @@ Tree = dict[str, Any]
 class Config(BaseModel):
     """Base of every section of the configuration: typed, and closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, coerce_numbers_to_str=True)
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -64,7 +64,7 @@ def _parse_value(name: str, text: str) -> Any:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {name}: {text!r} is not a value ({type(error).__name__})") from error
-    if isinstance(value, str):
+    if isinstance(value, str) and value == text.strip():  # not quoted
         try:
             return float(value)  # YAML 1.1 reads 1e-3 as text
         except ValueError:

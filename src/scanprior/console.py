@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -11,8 +12,8 @@ from rich.text import Text
 
 from scanprior.engine.logs import Reporter
 
-console = Console(highlight=False)
-"""Standard output, for results and for what to run next."""
+console = Console(highlight=False, quiet=os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0")
+"""Standard output, for results and for what to run next; of several processes, only the first speaks."""
 
 _EVERY = 10.0
 """Seconds between lines of progress where the output is no terminal."""
@@ -103,7 +104,7 @@ def evaluation_table(result: dict[str, Any]) -> Table:
             table.add_row(row["metric"], str(row["class"]), "n/a", row["reason"] or "", str(row["n"]))
             continue
         interval = f"{row['low']:.3f} – {row['high']:.3f}" if row["low"] is not None else ""
-        if row.get("interval") == "DeLong":
+        if (row.get("interval") or "").startswith("DeLong"):
             interval += " (DeLong)"
         table.add_row(row["metric"], str(row["class"]), f"{row['value']:.3f}", interval, str(row["n"]))
     return table

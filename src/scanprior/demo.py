@@ -121,7 +121,8 @@ def _summary(tuned: Run, scratch: Run, reporter: Reporter) -> None:
     for evaluation, where in (("test", "same site"), ("site-b", "other site")):
         result = api.compare(tuned.path, scratch.path, evaluation=evaluation)
         row: dict[str, Any] = next(r for r in result["differences"] if r["metric"] == "auroc")
+        spread = "" if row["low"] is None else f" [{row['low']:+.3f} to {row['high']:+.3f}]"
         reporter.note(
             f"AUROC with {LABELS} labels, {where}: pretrained {row['first']:.3f}, from scratch {row['second']:.3f}, "
-            f"difference {row['difference']:+.3f} [{row['low']:+.3f} to {row['high']:+.3f}]"
+            f"difference {row['difference']:+.3f}{spread}"
         )

@@ -42,23 +42,32 @@ class Run:
                 something else, or was begun with another configuration.
         """
         path = Path(path)
-        begun, text = path / "config.yaml", dump_yaml(config)
-        if path.exists() and not path.is_dir():
-            raise RunError(f"{path}: a file stands where the run folder should be; choose another --out")
+        cls.check(path, config, resume=resume, overwrite=overwrite)
+        begun = path / "config.yaml"
         if begun.exists():
             if resume:
-                _same_config(begun, config)
                 return cls(path, {})
-            if not overwrite:
+            _remove_run(path)
+        path.mkdir(parents=True, exist_ok=True)
+        part = begun.with_name("config.yaml.part")
+        part.write_text(dump_yaml(config))
+        part.replace(begun)
+        return cls(path, {})
+
+    @staticmethod
+    def check(path: Path, config: BaseModel, *, resume: bool, overwrite: bool = False) -> None:
+        """Raise what ``create`` would raise, and change nothing."""
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path}: a file stands where the run folder should be; choose another --out")
+        if (path / "config.yaml").exists():
+            if resume:
+                _same_config(path / "config.yaml", config)
+            elif not overwrite:
                 raise RunError(
                     f"{path}: a run is there already; add --resume to go on, or choose another --out"
                 )
-            _remove_run(path)
-        elif path.is_dir() and any(path.iterdir()):
+        elif path.is_dir() and any(p.name != "config.yaml.part" for p in path.iterdir()):
             raise RunError(f"{path}: the folder is not empty and holds no run; choose another --out")
-        path.mkdir(parents=True, exist_ok=True)
-        begun.write_text(text)
-        return cls(path, {})
 
     @classmethod
     def open(cls, path: Path | str) -> Run:
@@ -77,11 +86,16 @@ class Run:
             card = json.loads(card_file.read_text())
         except ValueError as error:
             raise RunError(f"{card_file}: not readable as JSON ({error}); the run is damaged") from error
-        if int(card.get("format", 0)) > FORMAT:
+        if not isinstance(card, dict) or not isinstance(card.get("format"), int):
+            raise RunError(f"{card_file}: not the card of a run (it names no format); the run is damaged")
+        if card["format"] > FORMAT:
             raise RunError(
                 f"{path}: written by scanprior {card.get('scanprior_version')} in format {card['format']}, this is "
                 f"{__version__} with format {FORMAT}; update scanprior"
             )
+        lacking = [name for name in ("kind", "encoder", "preprocessing", "data") if name not in card]
+        if lacking:
+            raise RunError(f"{card_file}: lacks {lacking[0]!r}; the run is damaged")
         return cls(path, card)
 
     def finish(self, card: dict[str, Any]) -> None:
@@ -138,7 +152,8 @@ def _versions() -> dict[str, str]:
 
 
 _MAY_CHANGE = {
-    "engine": {"workers", "devices", "micro_batch", "checkpoint_every", "log_every", "logger", "accelerator"}
+    "data": {"workers"},
+    "engine": {"workers", "devices", "micro_batch", "checkpoint_every", "log_every", "logger", "accelerator"},
 }
 
 
@@ -166,6 +181,7 @@ _PARTS = (
     "model.json",
     "model.safetensors",
     "metrics.jsonl",
+    "data.parquet",
     "predictions.parquet",
     "report.html",
 )
@@ -176,5 +192,5 @@ def _remove_run(path: Path) -> None:
 
     for name in _PARTS:
         (path / name).unlink(missing_ok=True)
-    for folder in ("state", "pictures", "evaluations"):
+    for folder in ("state", "pictures", "evaluations", "tensorboard"):
         shutil.rmtree(path / folder, ignore_errors=True)

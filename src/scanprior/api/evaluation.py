@@ -36,32 +36,34 @@ def predictions_table(
     frame = images.frame.iloc[rows].reset_index(drop=True)
     found = model.predict(evaluation_batches(images.store, rows, preprocessing, batch_size))
     table = pd.DataFrame({"image": frame["image"]})
-    table["patient"] = frame["patient"] if "patient" in frame else None
+    table["patient"] = frame.get("patient")
     if "source" in frame and frame["source"].nunique() > 1 and table["patient"].notna().any():
-        table["patient"] = frame["source"] + "/" + frame["patient"].astype(str)
+        table["patient"] = frame["source"] + "/" + frame["patient"]  # one without a name stays without
     findings = [] if model.kind == "multiclass" else model.classes
     for name in frame.columns:
         if name not in _NOT_SIDE and name not in images.store.label_columns:
             table[name] = frame[name]
     table["split"] = frame["split"]
     if model.kind == "multiclass":
-        table["label"] = frame["label"] if "label" in frame else None
+        table["label"] = frame.get("label")
     for name in findings:
-        table[f"label:{name}"] = frame[name] if name in frame else np.nan
+        table[f"label:{name}"] = frame.get(name, np.nan)
     for number, name in enumerate(model.classes):
         table[f"prob:{name}"] = found[:, number].astype(np.float64)
     table["error"] = None
     return table
 
 
-def error_rows(images: Images, columns: Iterable[str]) -> pd.DataFrame:
-    """Return one row for every image that could not be read, with its reason."""
+def with_errors(table: pd.DataFrame, images: Images, split: str | None = None) -> pd.DataFrame:
+    """Add a row with the reason for every image (of a split) that could not be read."""
     rows = [
-        {"image": gone["image"], "error": gone["reason"], "split": gone.get("split")}
-        for card in images.sources
-        for gone in card["left_out_images"]  # type: ignore[attr-defined]
+        {"image": gone["image"], "split": gone.get("split"), "error": gone["reason"]}
+        for gone in images.store.audit["left_out"]
+        if split is None or gone.get("split") == split
     ]
-    return pd.DataFrame(rows, columns=list(columns), dtype=object)
+    if not rows:
+        return table
+    return pd.concat([table, pd.DataFrame(rows).reindex(columns=table.columns)], ignore_index=True)
 
 
 def evaluate_splits(
@@ -81,17 +83,15 @@ def evaluate_splits(
         predictions_table(images, images.rows(split), model, preprocessing, config.batch_size)
         for split in ("val", "test")
     ]
-    together = pd.concat([table for table in tables if len(table)], ignore_index=True)
-    gone = error_rows(images, together.columns)
-    if len(gone):
-        together = pd.concat([together, gone], ignore_index=True)
-    together.to_parquet(run.path / "predictions.parquet", index=False)
+    together = pd.concat([table for table in tables if len(table)] or tables, ignore_index=True)
+    with_errors(together, images).to_parquet(run.path / "predictions.parquet", index=False)
     val, test = (labelled_only(table, model) for table in tables)
     if not len(val) and not len(test):
         return None
     thresholds = thresholds_from(val, model, config)
-    name, table = ("test", test) if len(test) else ("validation", val)
+    name, split, table = ("test", "test", test) if len(test) else ("validation", "val", val)
     fingerprint = str(images.split["fingerprint"])
+    table = with_errors(table, images, split)
     return write_evaluation(run, name, table, model, config, thresholds, fingerprint, reporter)
 
 
@@ -132,8 +132,9 @@ def write_evaluation(
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Evaluate predictions and write ``evaluations/NAME.json`` and ``.parquet``."""
+    table = certain(table, model)
     result = evaluate_predictions(
-        certain(table, model),
+        table,
         classes=model.classes,
         task=model.kind,
         name=name,
@@ -197,10 +198,7 @@ def evaluate(
     rows, said = _choose_rows(images, split, own=data is None)
     table = predictions_table(images, rows, model, preprocessing, config.batch_size)
     _check_labels(table, model, str(data or "the run's own data"))
-    gone = error_rows(images, table.columns) if data is not None else table.iloc[:0]
-    labelled = labelled_only(table, model)
-    if len(gone):
-        labelled = pd.concat([labelled, gone], ignore_index=True)
+    labelled = with_errors(labelled_only(table, model), images, None if said == "all" else said)
     thresholds = thresholds_from(_validation_predictions(opened, model), model, config)
     chosen = name or (
         said if data is None else f"{Path(data).stem}-{said}" if said != "all" else Path(data).stem

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -18,14 +19,15 @@ from scanprior.api.evaluation import evaluate_splits
 from scanprior.api.models import load_parent, parent_card, resolve_precision
 from scanprior.api.settings import FinetuneConfig, finetune_config, user_layers
 from scanprior.api.sources import Images, load
+from scanprior.config import merge
 from scanprior.data.loader import TrainingSource, evaluation_batches
 from scanprior.data.manifest import Manifest
 from scanprior.data.split import label_budget
 from scanprior.data.transforms import Preprocessing
 from scanprior.encoders import create_encoder, load_weights, seed_drop_path
-from scanprior.engine import Reporter, Training
+from scanprior.engine import Reporter, Training, first_alone, launch
 from scanprior.engine.checkpoint import replace_weights
-from scanprior.errors import DataError, ScanpriorError
+from scanprior.errors import ConfigError, DataError, ScanpriorError
 from scanprior.evaluation import auroc, average_precision
 from scanprior.run import Run, describe
 from scanprior.tasks.classify import (
@@ -86,25 +88,44 @@ def finetune(
         ScanpriorError: anything that the user can mend, in one sentence.
     """
     reporter = reporter or Reporter()
-    base = Run.open(parent) if parent is not None else None
     settled = plan_finetuning(
         sources, parent=parent, config=config, options=options, settings=settings, probe=probe
     )
-    images = load(settled.sources, settled.data, reporter, need_labels=True)
+    base = Run.open(settled.parent) if settled.parent is not None else None
+    fabric, path = launch(settled.engine), Path(out)
+    reporter = reporter if fabric.is_global_zero else Reporter()
+    with first_alone(fabric):
+        if fabric.is_global_zero:
+            Run.check(path, settled, resume=resume, overwrite=overwrite)
+        if resume and Run.finished(path):
+            reporter.note(f"{path}: finished already")
+            return Run.open(path)
+        images = load(settled.sources, settled.data, reporter, need_labels=True)
     labelled = read_labels(images, settled)
-    run = Run.create(Path(out), settled, resume=resume, overwrite=overwrite)
-    if resume and Run.finished(run.path):
-        reporter.note(f"{run.path}: finished already")
-        return Run.open(run.path)
-    preprocessing = _preprocessing(settled, images, labelled, base)
+    preprocessing = _preprocessing(settled, images, base)
     model = _model(settled, preprocessing, labelled, base)
-    if probe:
+    training = (
+        None if probe else _training(model, settled, preprocessing, images, labelled, path, reporter, fabric)
+    )
+    with first_alone(
+        fabric
+    ):  # after all that can be wrong: what was there is not replaced for a typing error
+        run = (
+            Run.create(path, settled, resume=resume, overwrite=overwrite)
+            if fabric.is_global_zero
+            else Run(path, {})
+        )
+    if training is None:
         result = _probe(model, settled, preprocessing, images, labelled)
     else:
-        result = _train(model, settled, preprocessing, images, labelled, run, reporter, resume)
-    _write(run, settled, model, preprocessing, images, labelled, result, parent_card(parent))
-    evaluate_splits(run, images, model, preprocessing, settled.evaluation, reporter)
-    return Run.open(run.path)
+        result = training.run(resume=resume)
+    with first_alone(fabric):
+        if fabric.is_global_zero:
+            replace_weights(model.state_dict(), run.weights)
+            run.card = _card(run, settled, model, preprocessing, images, labelled, result)
+            evaluate_splits(run, images, model, preprocessing, settled.evaluation, reporter)
+            run.finish(run.card)
+    return Run.open(path)
 
 
 def plan_finetuning(
@@ -118,16 +139,20 @@ def plan_finetuning(
 ) -> FinetuneConfig:
     """Return the complete configuration that ``finetune`` would use; arguments as there."""
     names = [str(s) for s in ([sources] if isinstance(sources, (str, Path)) else sources)]
+    given = user_layers(config, options or {}, settings)
+    parent = parent or merge(*given).get("parent")
     _, inherited = load_parent(parent)
     fixed = {
         "sources": names,
         "parent": str(parent) if parent else None,
         "command": "probe" if probe else "finetune",
     }
-    layers = [inherited, *user_layers(config, options or {}, settings), fixed]
+    layers = [inherited, *given, fixed]
     if probe:
         layers.append({"task": {"head": probe, "freeze": True}, "augment": {"preset": "none"}})
     settled = finetune_config(*layers)
+    if settled.task.head == "knn" and not probe:
+        raise ConfigError("task.head: 'knn' has no weights to train; use scanprior probe --method knn")
     settled.engine.precision = resolve_precision(settled.engine, settled.encoder.name)
     return settled
 
@@ -147,15 +172,16 @@ def read_labels(images: Images, config: FinetuneConfig) -> Labelled:
     if not columns:
         raise DataError("the sources hold no labels; give a table with a label column, or class folders")
     kind: Kind = "multiclass" if columns == ["label"] else "multilabel"
+    targets: NDArray[np.float64]
+    known: NDArray[np.bool_]
     if kind == "multiclass":
         classes = Manifest(frame[frame["split"] == "train"], Path(), columns).classes
         if len(classes) < 2:
             raise DataError(
                 f"the training images have {len(classes)} class ({', '.join(classes)}); two are needed"
             )
-        targets = (
-            frame["label"].map({name: number for number, name in enumerate(classes)}).to_numpy(np.float64)
-        )
+        numbers = {name: number for number, name in enumerate(classes)}
+        targets = np.asarray(frame["label"].map(numbers), dtype=np.float64)
         known = ~np.isnan(targets)
     else:
         classes = columns
@@ -164,7 +190,7 @@ def read_labels(images: Images, config: FinetuneConfig) -> Labelled:
             keyed.key(config.engine.seed, "uncertain"), frame["row"].to_numpy(), len(columns)
         )
         targets = resolve_uncertain(values, config.task, draws)
-        known = ~np.isnan(targets).all(axis=1)
+        known = np.asarray((~np.isnan(targets)).any(axis=1))
     train, val = (images.rows(name) for name in ("train", "val"))
     train, val = train[known[train]], val[known[val]]
     if not len(train):
@@ -183,9 +209,7 @@ def read_labels(images: Images, config: FinetuneConfig) -> Labelled:
     return Labelled(kind, classes, train, val, targets)
 
 
-def _preprocessing(
-    config: FinetuneConfig, images: Images, labelled: Labelled, base: Run | None
-) -> Preprocessing:
+def _preprocessing(config: FinetuneConfig, images: Images, base: Run | None) -> Preprocessing:
     if base is not None:
         changed = {"size": config.data.size, "stored_size": images.store.size}
         return Preprocessing.model_validate({**base.card["preprocessing"], **changed})
@@ -208,19 +232,21 @@ def _model(
         if base is not None:
             load_weights(encoder, base.weights)
         seed_drop_path(encoder, config.engine.seed)
-        return Classifier(encoder, classes, labelled.kind, config.task, weights, bank_images=len(train))
+        return Classifier(
+            encoder, classes, labelled.kind, config.task, weights, len(train), config.engine.seed
+        )
 
 
-def _train(
+def _training(
     model: Classifier,
     config: FinetuneConfig,
     preprocessing: Preprocessing,
     images: Images,
     labelled: Labelled,
-    run: Run,
+    path: Path,
     reporter: Reporter,
-    resume: bool,
-) -> dict[str, Any]:
+    fabric: Fabric,
+) -> Training:
     targets = labelled.targets[labelled.train]
     balanced = config.task.balance == "sampling"
     tensor = torch.from_numpy(targets)
@@ -236,19 +262,19 @@ def _train(
     total = config.engine.total_steps(len(source))
     selection = config.selection
     validation = _Validation(images, labelled, preprocessing, config.evaluation.batch_size)
-    training = Training(
+    return Training(
         model,
         source,
         config.engine,
-        run.path,
+        path,
         validate=validation if len(labelled.val) and selection.metric != "last" else None,
         validate_every=selection.every or max(1, total // 10),
         select={"loss": "negative_loss"}.get(selection.metric, selection.metric)
         if selection.metric != "last"
         else None,
         reporter=reporter,
+        fabric=fabric,
     )
-    return training.run(resume=resume)
 
 
 class _Validation:
@@ -305,7 +331,8 @@ def _probe(
     def features(rows: NDArray[np.int64]) -> Tensor:
         batches = evaluation_batches(images.store, rows, preprocessing, config.evaluation.batch_size)
         with torch.no_grad():
-            return torch.cat([model.encoder(batch).pooled.float() for batch in batches])
+            made = [model.encoder(batch).pooled.float() for batch in batches]
+        return torch.cat(made) if made else torch.zeros(0, model.encoder.dim)
 
     model.eval()
     train, targets = features(labelled.train), labelled.targets[labelled.train]
@@ -316,7 +343,7 @@ def _probe(
     )
 
 
-def _write(
+def _card(
     run: Run,
     config: FinetuneConfig,
     model: Classifier,
@@ -324,9 +351,8 @@ def _write(
     images: Images,
     labelled: Labelled,
     result: dict[str, Any],
-    parent: dict[str, Any] | None,
-) -> None:
-    replace_weights(model.state_dict(), run.weights)
+) -> dict[str, Any]:
+    """Write which image was used for what; return the card."""
     frame = images.frame
     used = pd.Series(pd.NA, index=frame.index, dtype="object")
     used.iloc[labelled.train], used.iloc[labelled.val] = "train", "val"
@@ -334,7 +360,7 @@ def _write(
     keep = [name for name in ("image", "patient", "source", "split", "pixels") if name in frame]
     frame[keep].assign(used=used).to_parquet(run.path / "data.parquet", index=False)
     seen, notes = _seen_in_pretraining(config.parent, frame)
-    card = describe(
+    return describe(
         "classify",
         config.engine.seed,
         encoder=config.encoder.model_dump(mode="json"),
@@ -346,7 +372,7 @@ def _write(
             "settings": config.task.model_dump(mode="json"),
         },
         preprocessing=preprocessing.model_dump(mode="json"),
-        parent=parent,
+        parent=parent_card(config.parent),
         data={
             "sources": images.sources,
             "split": images.split,
@@ -358,7 +384,6 @@ def _write(
         training=result,
         notes=notes,
     )
-    run.finish(card)
 
 
 def _seen_in_pretraining(parent: str | None, frame: pd.DataFrame) -> tuple[int, list[str]]:

@@ -13,8 +13,8 @@ from scanprior.data.transforms import Preprocessing
 from scanprior.encoders import Encoder, EncoderConfig, create_encoder
 from scanprior.encoders import load_weights as load_encoder_weights
 from scanprior.engine import EngineConfig
-from scanprior.engine.settings import Precision
 from scanprior.engine.checkpoint import load_weights, replace_weights
+from scanprior.engine.settings import Precision
 from scanprior.errors import RunError
 from scanprior.run import Run
 from scanprior.tasks.classify import Classifier, ClassifyConfig

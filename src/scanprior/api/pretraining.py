@@ -15,12 +15,13 @@ from scanprior import keyed, objectives
 from scanprior.api.models import load_parent, parent_card, resolve_precision, save_encoder
 from scanprior.api.settings import PretrainConfig, pretrain_config, user_layers
 from scanprior.api.sources import Images, load
+from scanprior.config import Tree, merge
 from scanprior.data.loader import TrainingSource
 from scanprior.data.transforms import Preprocessing
 from scanprior.encoders import create_encoder, load_weights
-from scanprior.engine import Reporter, Training
+from scanprior.engine import Reporter, Training, first_alone, launch
 from scanprior.errors import DataError
-from scanprior.report.pictures import reconstruction_grid, save_png
+from scanprior.reporting.pictures import reconstruction_grid, save_png
 from scanprior.run import Run, describe
 
 
@@ -28,7 +29,7 @@ def pretrain(
     sources: str | Path | Sequence[str | Path],
     *,
     out: str | Path,
-    objective: str = "gmml",
+    objective: str | None = None,
     parent: str | Path | None = None,
     config: Path | str | Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -42,8 +43,9 @@ def pretrain(
     Args:
         sources: folders, tables, manifests or prepared stores; pooled.
         out: the run folder to write.
-        objective: ``gmml``, ``sit``, ``mae`` (see ``scanprior objectives``).
-        parent: a run to go on from (its encoder is the starting point).
+        objective: ``gmml``, ``sit``, ``mae`` (see ``scanprior objectives``); None = what ``config`` names,
+            else ``gmml``.
+        parent: a run to go on from (its encoder is the starting point); None = what ``config`` names, if any.
         config: a YAML file or a tree of settings.
         options: dotted keys over the file, such as ``{"engine.epochs": 50}``; None = not given.
         settings: ``key=value`` texts over those.
@@ -61,12 +63,16 @@ def pretrain(
     settled = plan_pretraining(
         sources, objective=objective, parent=parent, config=config, options=options, settings=settings
     )
-    images = load(settled.sources, settled.data, reporter, need_labels=False)
+    fabric, path = launch(settled.engine), Path(out)
+    reporter = reporter if fabric.is_global_zero else Reporter()
+    with first_alone(fabric):
+        if fabric.is_global_zero:
+            Run.check(path, settled, resume=resume, overwrite=overwrite)
+        if resume and Run.finished(path):
+            reporter.note(f"{path}: finished already")
+            return Run.open(path)
+        images = load(settled.sources, settled.data, reporter, need_labels=False)
     rows = training_rows(images, settled.data.transductive)
-    run = Run.create(Path(out), settled, resume=resume, overwrite=overwrite)
-    if resume and Run.finished(run.path):
-        reporter.note(f"{run.path}: finished already")
-        return Run.open(run.path)
     preprocessing = _preprocessing(settled, images, rows)
     module = _module(settled, preprocessing)
     source = TrainingSource(
@@ -78,19 +84,33 @@ def pretrain(
         views=module.views,
         donors=module.needs_donors,
     )
-    pictures = _Pictures(run.path / "pictures", source, settled, preprocessing)
+    pictures = _Pictures(path / "pictures", source, settled, preprocessing)
     training = Training(
-        module, source, settled.engine, run.path, on_epoch=pictures, reporter=_HealthWatch(reporter)
+        module,
+        source,
+        settled.engine,
+        path,
+        on_epoch=pictures,
+        reporter=_HealthWatch(reporter),
+        fabric=fabric,
     )
+    with first_alone(
+        fabric
+    ):  # after all that can be wrong: what was there is not replaced for a typing error
+        if fabric.is_global_zero:
+            run = Run.create(path, settled, resume=resume, overwrite=overwrite)
     result = training.run(resume=resume)
-    _write(run, settled, module, preprocessing, images, rows, result, parent_card(parent))
-    return Run.open(run.path)
+    with first_alone(fabric):
+        if fabric.is_global_zero:
+            before = parent_card(settled.parent)
+            _write(run, settled, module, preprocessing, images, rows, result, before)
+    return Run.open(path)
 
 
 def plan_pretraining(
     sources: str | Path | Sequence[str | Path],
     *,
-    objective: str = "gmml",
+    objective: str | None = None,
     parent: str | Path | None = None,
     config: Path | str | Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -98,10 +118,12 @@ def plan_pretraining(
 ) -> PretrainConfig:
     """Return the complete configuration that ``pretrain`` would use; arguments as there."""
     names = [str(s) for s in ([sources] if isinstance(sources, (str, Path)) else sources)]
+    given = user_layers(config, {"objective.name": objective, **(options or {})}, settings)
+    parent = parent or merge(*given).get("parent")
     _, inherited = load_parent(parent)
-    fixed = {"sources": names, "parent": str(parent) if parent else None}
-    layers = [inherited, *user_layers(config, options or {}, settings), fixed]
-    settled = pretrain_config(_objective_name(objective, layers), *layers)
+    fixed = {"command": "pretrain", "sources": names, "parent": str(parent) if parent else None}
+    name, layers = _objective_name(given)
+    settled = pretrain_config(name, inherited, *layers, fixed)
     settled.engine.precision = resolve_precision(settled.engine, settled.encoder.name)
     return settled
 
@@ -118,15 +140,15 @@ def training_rows(images: Images, transductive: bool) -> NDArray[np.int64]:
     return rows
 
 
-def _objective_name(name: str, layers: list[dict[str, Any]]) -> str:
+def _objective_name(layers: list[Tree]) -> tuple[str, list[Tree]]:
+    """Return the objective that the last layer which names one wants, and the layers without the name."""
+    name, rest = "gmml", []
     for layer in layers:
-        section = layer.get("objective", {})
-        if isinstance(section, str):
-            name = section
-            layer["objective"] = {}
-        elif "name" in section:
-            name = str(section.pop("name"))
-    return name
+        section = layer.get("objective") or {}
+        section = section if isinstance(section, Mapping) else {"name": section}
+        name = str(section.get("name", name))
+        rest.append({**layer, "objective": {key: value for key, value in section.items() if key != "name"}})
+    return name, rest
 
 
 def _preprocessing(config: PretrainConfig, images: Images, rows: NDArray[np.int64]) -> Preprocessing:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from scanprior.data.readers import read_reference
 from scanprior.errors import ImageReadError
-from scanprior.report import write_report
+from scanprior.reporting import write_report
 from scanprior.run import Run
 
 

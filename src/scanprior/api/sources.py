@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from scanprior.api.settings import DataConfig
 from scanprior.data.index import index as index_source
 from scanprior.data.manifest import Manifest
-from scanprior.data.paths import split_reference
 from scanprior.data.split import assign_splits, split_fingerprint
 from scanprior.data.store import ImageStore, Store, concatenate, prepare
+from scanprior.data.store_writer import request_key
 from scanprior.engine import Reporter
 from scanprior.errors import DataError
 
@@ -69,22 +69,6 @@ def own_salt() -> str:
     return path.read_text().strip()
 
 
-def _content_key(manifest: Manifest, size: int, data: DataConfig) -> str:
-    """Return 16 hex digits that change with the table, the root, any file's size or time, and the settings."""
-    digest = hashlib.sha256(f"{manifest.fingerprint()} {manifest.root.resolve()}".encode())
-    files: dict[str, None] = dict.fromkeys(
-        split_reference(reference)[0] for reference in manifest.frame["image"]
-    )
-    for name in files:
-        try:
-            facts = (manifest.root / name).stat()
-            digest.update(f"{name}\t{facts.st_size}\t{facts.st_mtime_ns}\n".encode())
-        except OSError:
-            digest.update(f"{name}\tmissing\n".encode())
-    digest.update(f"{size} {data.fit} {data.channels} {data.depth}".encode())
-    return digest.hexdigest()[:16]
-
-
 def read_manifest(source: str | Path, data: DataConfig) -> Manifest:
     """Index one source as the configuration says."""
     manifest = index_source(
@@ -127,32 +111,40 @@ def open_store(source: str | Path, data: DataConfig, reporter: Reporter) -> Stor
     if (path / "store.json").exists():
         store = Store.open(path)
         _fits(store, data)
+        if data.label_columns is not None or data.patient_column is not None or data.label_map:
+            named = read_manifest(source, data)
+            store.frame, store.label_columns = named.frame, named.label_columns
         reporter.note(f"{path}: prepared store, {len(store):,} images of {store.size} px")
         return store
     manifest = read_manifest(source, data)
     reporter.note(manifest.found)
     size = data.store_size or data.size
-    place = _place(manifest, size, data)
-    fresh = not (place / "store.json").exists()
-    store = prepare(
+    place, found = _cached(manifest, size, data)
+    store = found or prepare(
         manifest, place, size=size, channels=data.channels, depth=data.depth, fit=data.fit,
-        workers=data.workers, progress=reporter.preparing if fresh else None,
+        workers=data.workers, progress=reporter.preparing,
     )  # fmt: skip
     left_out = len(store.audit["left_out"])
     gone = f", {left_out} left out (see {place / 'store.json'})" if left_out else ""
-    reporter.note(f"{'prepared' if fresh else 'using'} {len(store):,} images at {size} px in {place}{gone}")
+    reporter.note(f"{'using' if found else 'prepared'} {len(store):,} images at {size} px in {place}{gone}")
     return store
 
 
-def _place(manifest: Manifest, size: int, data: DataConfig) -> Path:
-    """Return the folder of a store in the cache; one prepared with channels found out serves if they fit."""
-    auto = data.model_copy(update={"channels": None})
-    places = [
-        cache_folder() / f"{manifest.name}-{size}px-{_content_key(manifest, size, config)}" for config in (auto, data)
-    ]
-    if (places[0] / "store.json").exists() and Store.open(places[0]).channels == data.channels:
-        return places[0]
-    return places[1]
+def _cached(manifest: Manifest, size: int, data: DataConfig) -> tuple[Path, Store | None]:
+    """Return the folder of a store in the cache, and the store if it is there.
+
+    One whose channels were found out serves where those are the wanted ones.
+    """
+    place = Path()
+    for channels in (None, data.channels):
+        request = request_key(manifest, size=size, channels=channels, depth=data.depth, fit=data.fit)
+        key = hashlib.sha256(f"{request} {manifest.root.resolve()}".encode()).hexdigest()[:16]
+        place = cache_folder() / f"{manifest.name}-{size}px-{key}"
+        if (place / "store.json").exists():
+            store = Store.open(place)
+            if data.channels in (None, store.channels):
+                return place, store
+    return place, None
 
 
 def _fits(store: Store, data: DataConfig) -> None:
@@ -222,8 +214,10 @@ def _divided(store: Store, data: DataConfig, need_labels: bool) -> pd.DataFrame:
         return manifest.frame
     if has_split and "train" not in set(manifest.frame["split"].dropna()):
         return manifest.frame
+    group = data.split.group
     divided = assign_splits(
-        manifest, fractions=data.split.fractions, seed=data.split.seed, group=data.split.group,
+        manifest, fractions=data.split.fractions, seed=data.split.seed, group=None if group == "none" else group,
+        clusters=pd.factorize(manifest.frame["pixels"])[0] if group == "cluster" else None,
     )  # fmt: skip
     return divided.frame
 
@@ -236,8 +230,7 @@ def _source_card(store: Store) -> dict[str, object]:
         "images": len(store),
         "patients": patients,
         "fingerprint": store.fingerprint,
-        "left_out": len(store.audit["left_out"]),
-        "left_out_images": store.audit["left_out"][:50],
+        "left_out": store.audit["left_out"],
         "layout": store.layout,
         "root": str(store.root),
     }

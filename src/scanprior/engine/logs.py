@@ -126,7 +126,7 @@ class _TensorBoard:
             raise ConfigError(
                 "engine.logger=tensorboard needs: pip install 'scanprior[tensorboard]'"
             ) from None
-        self._writer = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, row: dict[str, Any]) -> None:
         for name, value in row.items():

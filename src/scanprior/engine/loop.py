@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import signal
@@ -24,6 +23,7 @@ from scanprior import keyed
 from scanprior.engine.checkpoint import Checkpoints, Progress, load_weights, replace_weights
 from scanprior.engine.logs import MetricsLog, Reporter
 from scanprior.engine.optimizer import Schedules, clip_gradients, make_optimizer, set_step
+from scanprior.engine.processes import launch, world_size
 from scanprior.engine.settings import EngineConfig
 from scanprior.engine.stream import Batch, BatchSource, Shares, batches
 from scanprior.errors import ConfigError, TrainingError
@@ -46,6 +46,10 @@ class Training:
         select: the validation metric, greater is better, whose best step is kept; None = the last step.
         on_epoch: called with the module after the first step and after every epoch, on one process.
         reporter: shows progress to the user.
+        fabric: what ``launch`` returned; None = launched by ``run``.
+
+    Raises:
+        ConfigError: the batch does not divide into processes and micro-batches.
     """
 
     module: nn.Module
@@ -57,6 +61,15 @@ class Training:
     select: str | None = None
     on_epoch: Callable[[nn.Module, int], None] | None = None
     reporter: Reporter = field(default_factory=Reporter)
+    fabric: Fabric | None = None
+
+    def __post_init__(self) -> None:
+        self.shares = Shares(self.config, world_size(self.config))
+        if self.shares.accumulation > 1 and not getattr(self.module, "supports_accumulation", True):
+            raise ConfigError(
+                "engine.micro_batch: this objective compares the images of the whole batch with each other; "
+                "leave micro_batch empty and choose engine.batch_size that fits into memory"
+            )
 
     def run(self, *, resume: bool = False) -> dict[str, Any]:
         """Train to the end; the module holds the selected weights afterwards.
@@ -76,13 +89,8 @@ class _Loop:
     def __init__(self, training: Training) -> None:
         self.training, self.config = training, training.config
         config = self.config
-        self.fabric = _fabric(config, training.module)
-        self.shares = Shares(config, self.fabric.world_size)
-        if self.shares.accumulation > 1 and not getattr(training.module, "supports_accumulation", True):
-            raise ConfigError(
-                "engine.micro_batch: this objective compares the images of the whole batch with each other; "
-                "leave micro_batch empty and choose engine.batch_size that fits into memory"
-            )
+        self.fabric = training.fabric or launch(config)
+        self.shares = training.shares
         self.images = len(training.source)
         self.total = config.total_steps(self.images)
         self.epoch_steps = config.steps_per_epoch(self.images)
@@ -275,24 +283,6 @@ class _Loop:
 def fabric_rank(fabric: Fabric) -> int:
     """Return this process's number among all."""
     return int(fabric.global_rank)
-
-
-def _fabric(config: EngineConfig, module: nn.Module) -> Fabric:
-    precision = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[config.precision]
-    world = int(os.environ.get("WORLD_SIZE", config.devices))
-    devices = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    strategy = "ddp" if world > 1 else "auto"
-    nodes = max(1, world // devices)
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it repeats what the card says
-    fabric = Fabric(
-        accelerator=config.accelerator,
-        devices=devices,
-        num_nodes=nodes,
-        strategy=strategy,
-        precision=precision,
-    )
-    fabric.launch()
-    return fabric
 
 
 def _copy_of(module: nn.Module) -> dict[str, Tensor]:

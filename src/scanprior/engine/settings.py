@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from scanprior.config import Config
-
 
 Precision = Literal["auto", "32", "bf16", "16"]
 
@@ -48,6 +47,11 @@ class EngineConfig(Config):
     checkpoint_every: int | None = Field(None, gt=0, description="steps; empty = once an epoch")
     log_every: int = Field(10, gt=0, description="steps between rows of metrics.jsonl")
     logger: Literal["none", "tensorboard", "wandb"] = Field("none", description="besides metrics.jsonl")
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _number_or_name(cls, value: object) -> object:
+        return str(value) if isinstance(value, int) else value  # YAML reads 32 as a number
 
     @model_validator(mode="after")
     def _one_length(self) -> EngineConfig:

@@ -12,8 +12,8 @@ from scanprior import keyed
 
 Floats = NDArray[np.float64]
 
-_BLOCK = 4_000_000
-"""Weights held at a time: 32 MB."""
+_BLOCK = 1_000_000
+"""Weights held at a time: 8 MB, and about ten times that in what is computed from them."""
 
 
 def resample_weights(groups: NDArray[np.int64], resamples: int, seed: int) -> Iterator[Floats]:
@@ -35,7 +35,7 @@ def resample_weights(groups: NDArray[np.int64], resamples: int, seed: int) -> It
         drawn = (keyed.uniform(place, numbers, count) * count).astype(np.int64)
         drawn += np.arange(len(numbers))[:, None] * count
         times = np.bincount(drawn.ravel(), minlength=len(numbers) * count).reshape(len(numbers), count)
-        yield times[:, groups].astype(np.float64)
+        yield times.astype(np.float64).take(groups, axis=1)
 
 
 def percentile_interval(values: Floats, groups: int, level: float) -> tuple[float, float]:
@@ -47,7 +47,7 @@ def percentile_interval(values: Floats, groups: int, level: float) -> tuple[floa
 
     Args:
         values: (R,) the metric in every resample.
-        groups: g, the number of groups that were drawn from.
+        groups: g, the number of groups that the metric rests on.
         level: such as 0.95.
 
     Returns:
@@ -56,17 +56,29 @@ def percentile_interval(values: Floats, groups: int, level: float) -> tuple[floa
     known = values[~np.isnan(values)]
     if groups < 2 or 2 * len(known) < len(values) or not len(known):
         return float("nan"), float("nan")
-    tail = (1 - level) / 2
-    quantile = stats.t.ppf(1 - tail, groups - 1) * np.sqrt(groups / (groups - 1))
-    tail = float(stats.norm.sf(quantile))
+    tail = float(stats.norm.sf(stats.t.ppf((1 + level) / 2, groups - 1) * _narrowness(groups)))
     low, high = np.quantile(known, [tail, 1 - tail])
     return float(low), float(high)
 
 
-def two_sided_p(differences: Floats) -> float:
-    """Return a bootstrap p-value of no difference: twice the smaller tail at 0, with one added to each count."""
+def two_sided_p(differences: Floats, groups: int) -> float:
+    """Return a bootstrap p-value of no difference, NaN as for ``percentile_interval``.
+
+    Twice the smaller tail at 0, one added to each count, and then widened as the interval is: p is
+    below 1 - level where the expanded percentile interval leaves 0 out.
+
+    Args:
+        differences: (R,) in every resample; NaN values take no part.
+        groups: number of groups that the difference rests on.
+    """
     known = differences[~np.isnan(differences)]
-    if not len(known):
+    if groups < 2 or 2 * len(known) < len(differences) or not len(known):
         return float("nan")
-    tails = [(np.count_nonzero(side) + 1) / (len(known) + 1) for side in (known <= 0, known >= 0)]
-    return float(min(1.0, 2 * min(tails)))
+    tail = min(np.count_nonzero(known <= 0), np.count_nonzero(known >= 0))
+    plain = min(0.5, (tail + 1) / (len(known) + 1))
+    return float(2 * stats.t.sf(stats.norm.isf(plain) / _narrowness(groups), groups - 1))
+
+
+def _narrowness(groups: int) -> float:
+    """By how much the bootstrap's standard deviation falls short: it divides by g, not by g - 1."""
+    return float(np.sqrt(groups / (groups - 1)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scanprior.errors import DataError
-from scanprior.evaluation.bootstrap import percentile_interval, resample_weights, two_sided_p
-from scanprior.evaluation.delong import delong
+from scanprior.evaluation.bootstrap import percentile_interval, two_sided_p
+from scanprior.evaluation.evaluate import delong_of, patients_of, resampled
 from scanprior.evaluation.labels import Task, groups_of
-from scanprior.evaluation.metrics import Scorer, why_undefined
+from scanprior.evaluation.metrics import Key, Scorer, why_undefined
+
+Floats = NDArray[np.float64]
 
 Thresholds = Mapping[str, Mapping[str, Any]] | None
 
@@ -54,17 +57,16 @@ def compare(
     ]
     whole = np.ones((1, len(groups)))
     values = [scorer.score(whole) for scorer in scorers]
-    blocks = []
-    for weights in resample_weights(groups, resamples, seed):
-        ours, theirs = (scorer.score(weights) for scorer in scorers)
-        blocks.append({key: ours[key] - theirs[key] for key in ours})
+    ours, theirs = resampled(scorers, groups, resamples, seed)
+    spread = {key: ours[key] - theirs[key] for key in ours}
+    patients = [patients_of(scorer, groups, spread) for scorer in scorers]
+    method = f"paired bootstrap over {unit}s, {resamples} resamples"
     rows = []
     for key in values[0]:
         pair = (float(values[0][key][0]), float(values[1][key][0]))
-        spread = np.concatenate([block[key] for block in blocks])
-        low, high = percentile_interval(spread, int(groups.max()) + 1, level)
-        method = f"paired bootstrap over {unit}s, {resamples} resamples"
-        rows.append(_row(scorers, key, pair, low, high, two_sided_p(spread), method))
+        rests_on = int(min(counts[key] for counts in patients))
+        found = _Difference.of_bootstrap(spread[key], rests_on, unit, level)
+        rows.append(_row(scorers, key, pair, found, method))
         if key[0] == "auroc" and key[1] != "macro":
             rows.append(_delong_row(scorers, key[1], groups, level))
     return {
@@ -92,7 +94,11 @@ def _paired(first: pd.DataFrame, second: pd.DataFrame, names: tuple[str, str]) -
             f"{names[0]} has {len(tables[0])} images and {names[1]} has {len(tables[1])}, of which {len(shared)} are "
             "the same; evaluate both on the same images first"
         )
-    for column in [c for c in tables[0].columns if c == "label" or c.startswith("label:")]:
+    labelled = [c for table in tables for c in table.columns if c == "label" or c.startswith("label:")]
+    for column in dict.fromkeys(labelled):
+        for table, name in zip(tables, names, strict=True):
+            if column not in table:
+                raise DataError(f"{name}: has no column {column!r}, which the other has; evaluate both again")
         ours, theirs = tables[0][column], tables[1][column]
         differ = (ours != theirs) & ~(ours.isna() & theirs.isna())
         if differ.any():
@@ -100,38 +106,57 @@ def _paired(first: pd.DataFrame, second: pd.DataFrame, names: tuple[str, str]) -
     return [table.reset_index() for table in tables]
 
 
+@dataclass(frozen=True)
+class _Difference:
+    """Interval and p-value of a difference; NaN, and why, where there are none."""
+
+    low: float = float("nan")
+    high: float = float("nan")
+    p: float = float("nan")
+    reason: str | None = None
+
+    @classmethod
+    def of_bootstrap(cls, spread: Floats, patients: int, unit: str, level: float) -> _Difference:
+        low, high = percentile_interval(spread, patients, level)
+        p = two_sided_p(spread, patients)
+        if patients < 2:
+            return cls(reason=f"no interval because it rests on a single {unit}")
+        if np.isnan(low):
+            return cls(reason="no interval because fewer than half of the resamples have a value")
+        if np.nanmax(spread) - np.nanmin(spread) <= 1e-12:
+            return cls(p=p, reason="no interval because every resample gives the same difference")
+        return cls(low, high, p)
+
+
 def _row(
-    scorers: list[Scorer],
-    key: tuple[str, str],
-    pair: tuple[float, float],
-    low: float,
-    high: float,
-    p: float,
-    method: str,
+    scorers: list[Scorer], key: Key, pair: tuple[float, float], found: _Difference, method: str
 ) -> dict[str, Any]:
-    difference = pair[0] - pair[1]
-    known, bounded = not np.isnan(difference), not np.isnan(low)
+    without = [scorer for scorer, value in zip(scorers, pair, strict=True) if np.isnan(value)]
+    if without:
+        found = _Difference(reason=why_undefined(without[0], *key))
     return {
         "metric": key[0],
         "class": key[1],
-        "first": pair[0] if not np.isnan(pair[0]) else None,
-        "second": pair[1] if not np.isnan(pair[1]) else None,
-        "difference": difference if known else None,
-        "low": low if known and bounded else None,
-        "high": high if known and bounded else None,
-        "p": p if known and not np.isnan(p) else None,
+        "first": _or_none(pair[0]),
+        "second": _or_none(pair[1]),
+        "difference": _or_none(pair[0] - pair[1]),
+        "low": _or_none(found.low),
+        "high": _or_none(found.high),
+        "p": _or_none(found.p),
         "method": method,
-        "reason": None if known else why_undefined(scorers[0], *key),
+        "reason": found.reason,
     }
 
 
 def _delong_row(scorers: list[Scorer], name: str, groups: NDArray[np.int64], level: float) -> dict[str, Any]:
-    truth = scorers[0].truth[name]
-    known = ~np.isnan(truth)
-    pair, low, high, p = (float("nan"), float("nan")), float("nan"), float("nan"), float("nan")
-    if 0 < truth[known].sum() < known.sum():
-        scores = np.stack([scorer.probability[name][known] for scorer in scorers])
-        found = delong(truth[known] == 1, scores, np.unique(groups[known], return_inverse=True)[1])
+    found = delong_of(scorers, name, groups)
+    pair, difference = (float("nan"), float("nan")), _Difference()
+    if found is not None:
         pair = (float(found.auroc[0]), float(found.auroc[1]))
         _, low, high, p = found.difference(level)
-    return _row(scorers, ("auroc", name), pair, low, high, p, "DeLong")
+        difference = _Difference(low, high, p, found.why_none() if np.isnan(low) else None)
+    return _row(scorers, ("auroc", name), pair, difference, "DeLong")
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,95 +18,113 @@ BINS = 10
 RESAMPLES = 300
 """Enough for a band that is looked at; the intervals of the metrics use more."""
 
+_ROUNDING = 1e-12
+"""Rates are quotients: a grid point counts as reached in spite of their last bit."""
+
 
 def curves(scorer: Scorer, groups: NDArray[np.int64], seed: int, level: float) -> dict[str, Any]:
-    """Return ``roc``, ``pr`` and ``reliability``, each by class, with pointwise bands."""
-    weights = np.concatenate(list(resample_weights(groups, RESAMPLES, seed)))
+    """Return ``roc``, ``pr`` and ``reliability``, each by class, with pointwise percentile bands.
+
+    A band holds its curve: where the percentiles do not, it is widened to it. A curve is left out where a
+    class has no positive or no negative image.
+
+    Args:
+        scorer: of the images.
+        groups: (n,) patient numbers.
+        seed: key of the resamples.
+        level: of the bands.
+    """
+    lines = {name: _Lines(scorer.truth[name], scorer.probability[name]) for name in scorer.scored}
+    lines = {name: line for name, line in lines.items() if line.known.any()}
+    drawn: dict[str, list[dict[str, Floats]]] = {name: [] for name in lines}
+    for weights in resample_weights(groups, RESAMPLES, seed):
+        for name, line in lines.items():
+            drawn[name].append(line.of(weights))
     whole = np.ones((1, len(groups)))
     made: dict[str, Any] = {"roc": {}, "pr": {}, "reliability": {}}
-    for name in scorer.scored:
-        truth, score = scorer.truth[name], scorer.probability[name]
-        known = ~np.isnan(truth)
-        if not known.any():
-            continue
-        low, high = _reliability_band(truth, score, weights, level)
-        made["reliability"][name] = {**_reliability(truth, score), "low": low, "high": high}
-        if not 0 < np.nansum(truth) < known.sum():
-            continue
-        ranking = Ranking(truth, score)
-        for kind, curve, across, up in (
-            ("roc", _roc, "fpr", "tpr"),
-            ("pr", _precision, "recall", "precision"),
-        ):
-            value = curve(ranking, whole)[0]
-            low, high = _band(curve(ranking, weights), level)
-            made[kind][name] = {across: _list(GRID), up: _list(value), "low": low, "high": high}
-        made["pr"][name]["prevalence"] = float(np.nanmean(truth))
+    for name, line in lines.items():
+        for kind, (value,) in line.of(whole).items():
+            low, high = _band(np.concatenate([block[kind] for block in drawn[name]]), value, level)
+            made[kind][name] = {**line.named(kind, value), "low": _list(low), "high": _list(high)}
     return made
 
 
-def _roc(ranking: Ranking, weights: Floats) -> Floats:
-    """Sensitivity at the grid of false-positive rates, (R, 101)."""
-    true, false = ranking.counts(weights)
-    return _at_grid(_share(false), _share(true))
+class _Lines:
+    """The three curves of one class, for many weightings of its images."""
+
+    def __init__(self, truth: Floats, score: Floats) -> None:
+        self.known = ~np.isnan(truth)
+        self._positives = int((truth == 1).sum())
+        self._ranking = Ranking(truth, score)
+        bins = np.minimum((score * BINS).astype(np.int64), BINS - 1)
+        member = np.eye(BINS)[bins] * self.known[:, None]
+        self._member = np.concatenate([member, member * (truth == 1)[:, None]], axis=1)
+        self._count = member.sum(axis=0)
+        self._confidence = _share(score @ member, self._count)
+
+    def of(self, weights: Floats) -> dict[str, Floats]:
+        """Return the curves for weightings (R, n): (R, 101), (R, 101), (R, 10)."""
+        total, positive = np.split(weights @ self._member, 2, axis=1)
+        made = {"reliability": _share(positive, total)}
+        if 0 < self._positives < self.known.sum():
+            true, false = self._ranking.counts(weights)
+            made["roc"] = _sensitivity(true, false)
+            made["pr"] = _precision(true, false)
+        return made
+
+    def named(self, kind: str, value: Floats) -> dict[str, Any]:
+        """Return a curve as it is written."""
+        if kind == "roc":
+            return {"fpr": _list(GRID), "tpr": _list(value)}
+        if kind == "pr":
+            prevalence = self._positives / int(self.known.sum())
+            return {"recall": _list(GRID), "precision": _list(value), "prevalence": prevalence}
+        count = self._count.astype(np.int64).tolist()
+        return {"confidence": _list(self._confidence), "frequency": _list(value), "count": count}
 
 
-def _precision(ranking: Ranking, weights: Floats) -> Floats:
-    """Precision at the grid of recalls, (R, 101): of the first threshold that reaches the recall."""
-    true, false = ranking.counts(weights)
-    precision = np.divide(true, true + false, out=np.ones_like(true), where=true + false > 0)
-    recall = _share(true)
-    made = np.empty((len(weights), len(GRID)))
-    for row, (reached, value) in enumerate(zip(recall, precision, strict=True)):
-        at = np.searchsorted(reached, GRID - 1e-12, side="left").clip(1, len(value) - 1)
-        made[row] = value[at]
+def _sensitivity(true: Floats, false: Floats) -> Floats:
+    """Sensitivity at the grid of false-positive rates, (R, 101), linear between thresholds.
+
+    At a vertical step the upper end counts.
+    """
+    made = np.empty((len(true), len(GRID)))
+    for row, (x, y) in enumerate(zip(_share(false, false[:, -1:]), _share(true, true[:, -1:]), strict=True)):
+        right = np.searchsorted(x, GRID + _ROUNDING, side="right").clip(1, len(x) - 1)
+        left = right - 1
+        run = x[right] - x[left]
+        part = np.divide(GRID - x[left], run, out=np.zeros_like(GRID), where=run > 0).clip(0, 1)
+        made[row] = np.where(x[-1] <= GRID + _ROUNDING, y[-1], y[left] + part * (y[right] - y[left]))
     return made
 
 
-def _share(counts: Floats) -> Floats:
-    last = counts[:, -1:]
-    return np.divide(counts, last, out=np.full_like(counts, np.nan), where=last > 0)
+def _precision(true: Floats, false: Floats) -> Floats:
+    """Precision at the grid of recalls, (R, 101): of the first threshold that reaches the recall.
 
-
-def _at_grid(xs: Floats, ys: Floats) -> Floats:
-    """Interpolate each row at the grid; at a vertical step the upper end counts."""
-    made = np.empty((len(xs), len(GRID)))
-    for row, (x, y) in enumerate(zip(xs, ys, strict=True)):
-        last = np.append(x[1:] != x[:-1], True)
-        made[row] = np.interp(GRID, x[last], y[last])
+    At recall 0: of the first threshold that finds a positive image.
+    """
+    precision = _share(true, true + false)
+    # More than nothing must be found, so that precision is no quotient of zeros.
+    wanted = np.maximum(GRID - _ROUNDING, _ROUNDING)
+    made = np.full((len(true), len(GRID)), np.nan)
+    for row, (recall, value) in enumerate(zip(_share(true, true[:, -1:]), precision, strict=True)):
+        if not np.isnan(recall[-1]):
+            made[row] = value[np.searchsorted(recall, wanted, side="left")]
     return made
 
 
-def _bins(score: Floats) -> NDArray[np.int64]:
-    return np.minimum((score * BINS).astype(np.int64), BINS - 1)
+def _share(part: Floats, whole: Floats) -> Floats:
+    made = np.full(part.shape, np.nan)
+    np.divide(part, whole, out=made, where=np.broadcast_to(whole > 0, part.shape))
+    return made
 
 
-def _reliability(truth: Floats, score: Floats) -> dict[str, list[float | None]]:
-    known = ~np.isnan(truth)
-    bins, score, truth = _bins(score[known]), score[known], truth[known]
-    count = np.bincount(bins, minlength=BINS)
-    mean: Callable[[Floats], list[float | None]] = lambda values: [  # noqa: E731
-        float(total / n) if n else None
-        for total, n in zip(np.bincount(bins, values, BINS), count, strict=True)
-    ]
-    return {"confidence": mean(score), "frequency": mean(truth), "count": count.tolist()}
-
-
-def _reliability_band(
-    truth: Floats, score: Floats, weights: Floats, level: float
-) -> tuple[list[float | None], list[float | None]]:
-    known = ~np.isnan(truth)
-    member = np.eye(BINS)[_bins(score)] * known[:, None]
-    total = weights @ member
-    positive = weights @ (member * np.nan_to_num(truth)[:, None])
-    return _band(np.divide(positive, total, out=np.full_like(total, np.nan), where=total > 0), level)
-
-
-def _band(values: Floats, level: float) -> tuple[list[float | None], list[float | None]]:
-    empty = np.isnan(values).all(axis=0)
+def _band(values: Floats, value: Floats, level: float) -> tuple[Floats, Floats]:
+    """Percentiles of (R, k) and the curve (k,) within them; NaN where there is no value at all."""
+    empty = np.isnan(values).all(axis=0) | np.isnan(value)
     filled = np.where(empty, 0.0, values)
     low, high = np.nanquantile(filled, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return _list(np.where(empty, np.nan, low)), _list(np.where(empty, np.nan, high))
+    return np.where(empty, np.nan, np.minimum(low, value)), np.where(empty, np.nan, np.maximum(high, value))
 
 
 def _list(values: Floats) -> list[float | None]:

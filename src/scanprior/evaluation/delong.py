@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from scanprior.evaluation.intervals import logit_interval
+
 Floats = NDArray[np.float64]
 
 
@@ -17,34 +19,52 @@ class DeLong:
 
     Attributes:
         auroc: (k,).
-        covariance: (k, k).
+        covariance: (k, k); NaN where a single patient is all there is of a kind.
+        patients: with a positive image, or with a negative one, whichever are fewer.
     """
 
     auroc: Floats
     covariance: Floats
+    patients: int
 
     def interval(self, level: float = 0.95, which: int = 0) -> tuple[float, float]:
         """Return an interval made on the logit scale, so that it stays within 0 and 1.
 
-        NaN where the variance is zero: perfect separation says nothing about its own spread.
+        Student's t with ``patients`` - 1 degrees of freedom takes the place of the normal quantile
+        [our definition; with few patients of a kind the normal one covers too rarely]. NaN where the
+        variance is 0 or unknown; ``why_none`` says why.
         """
-        value, variance = float(self.auroc[which]), float(self.covariance[which, which])
-        if not 0 < value < 1 or not variance > 0:
-            return float("nan"), float("nan")
-        middle = np.log(value / (1 - value))
-        reach = stats.norm.ppf((1 + level) / 2) * np.sqrt(variance) / (value * (1 - value))
-        low, high = 1 / (1 + np.exp(-(middle - reach))), 1 / (1 + np.exp(-(middle + reach)))
-        return float(low), float(high)
+        error = np.sqrt(max(0.0, float(np.nan_to_num(self.covariance[which, which]))))
+        return logit_interval(float(self.auroc[which]), float(error), self.patients - 1, level)
 
     def difference(self, level: float = 0.95) -> tuple[float, float, float, float]:
-        """Return the first AUROC minus the second, its interval (low, high), and the two-sided p-value."""
+        """Return the first AUROC minus the second, its interval (low, high), and the two-sided p-value.
+
+        Interval and p-value, with Student's t, are NaN where the variance is 0 or unknown.
+        """
         value = float(self.auroc[0] - self.auroc[1])
-        contrast = np.array([1.0, -1.0])
-        deviation = float(np.sqrt(max(0.0, contrast @ self.covariance[:2, :2] @ contrast)))
-        if deviation == 0:
+        deviation = self._deviation_of_difference()
+        if not deviation > 0 or self.patients < 2:
             return value, float("nan"), float("nan"), float("nan")
-        reach = float(stats.norm.ppf((1 + level) / 2)) * deviation
-        return value, value - reach, value + reach, float(2 * stats.norm.sf(abs(value) / deviation))
+        freedom = self.patients - 1
+        reach = float(stats.t.ppf((1 + level) / 2, freedom)) * deviation
+        return value, value - reach, value + reach, float(2 * stats.t.sf(abs(value) / deviation, freedom))
+
+    def why_none(self) -> str:
+        """Return the reason why an interval is missing."""
+        if self.patients < 2:
+            return "no interval because a single patient is all there is of positives or of negatives"
+        if len(self.auroc) > 1:
+            return "no interval because the two rank every positive against every negative alike"
+        if self.auroc[0] in (0, 1):
+            return "no interval because the classes are separated without an overlap: DeLong's variance is 0"
+        return "no interval because DeLong's variance is 0"
+
+    def _deviation_of_difference(self) -> float:
+        (first, both), (_, second) = np.nan_to_num(self.covariance[:2, :2])
+        variance = float(first + second - 2 * both)
+        # What rounding leaves of equal numbers is no variance.
+        return float(np.sqrt(variance)) if variance > 1e-12 * float(first + second) else 0.0
 
 
 def delong(truth: NDArray[np.bool_], scores: Floats, groups: NDArray[np.int64] | None = None) -> DeLong:
@@ -86,7 +106,7 @@ def delong(truth: NDArray[np.bool_], scores: Floats, groups: NDArray[np.int64] |
         + _unbiased(k_negative) * (of_negative @ of_negative.T) / n**2
         + _unbiased(both) * (cross + cross.T) / (m * n)
     )
-    return DeLong(auroc, covariance)
+    return DeLong(auroc, covariance, min(k_positive, k_negative))
 
 
 def _sum_by(values: Floats, codes: NDArray[np.int64], clusters: int) -> Floats:

@@ -10,9 +10,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scanprior.errors import DataError
-from scanprior.evaluation.bootstrap import percentile_interval, resample_weights
+from scanprior.evaluation.bootstrap import resample_weights
 from scanprior.evaluation.curves import curves
-from scanprior.evaluation.delong import delong
+from scanprior.evaluation.delong import DeLong, delong
+from scanprior.evaluation.intervals import Interval, bootstrap_interval, macro_patients
 from scanprior.evaluation.labels import Task, groups_of
 from scanprior.evaluation.metrics import Key, Scorer, why_undefined
 
@@ -49,17 +50,13 @@ def evaluate(
 
     Returns:
         A dict that is valid JSON: ``metrics`` is a list of rows with metric, class, value, low, high,
-        interval (how it was made), n, positives, reason (why there is no value).
+        interval (how it was made), n, positives, reason (why there is no value or no interval).
 
     Raises:
-        DataError: no row without an error.
+        DataError: no row without an error, a column is missing, or it holds what is no label or no
+            probability.
     """
-    errors = (
-        predictions["error"].notna() if "error" in predictions else pd.Series(False, index=predictions.index)
-    )
-    table = predictions[~errors].reset_index(drop=True)
-    if not len(table):
-        raise DataError(f"{name}: there is no image to evaluate ({int(errors.sum())} could not be read)")
+    table = _readable(predictions, name)
     scorer = Scorer(table, classes, task, thresholds, positive_class)
     groups, unit = groups_of(table)
     count = int(groups.max()) + 1
@@ -71,7 +68,7 @@ def evaluate(
         "n": len(table),
         "patients": count if unit == "patient" else None,
         "unit": unit,
-        "errors": int(errors.sum()),
+        "errors": len(predictions) - len(table),
         "split": _only(table, "split"),
         "split_fingerprint": split_fingerprint,
         "seed": seed,
@@ -85,65 +82,106 @@ def evaluate(
     return made
 
 
+def _readable(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Leave out the rows with an error; refuse a table of nothing else."""
+    good = predictions[predictions["error"].isna()] if "error" in predictions else predictions
+    if not len(good):
+        raise DataError(f"{name}: there is no image to evaluate ({len(predictions)} could not be read)")
+    return good.reset_index(drop=True)
+
+
 def metric_rows(
     scorer: Scorer, groups: NDArray[np.int64], unit: str, resamples: int, seed: int, level: float
 ) -> list[dict[str, Any]]:
     """Return one row a metric and class, and a second AUROC row a class with DeLong's interval."""
     values = scorer.score(np.ones((1, len(groups))))
-    blocks = [scorer.score(weights) for weights in resample_weights(groups, resamples, seed)]
-    spread = {key: np.concatenate([block[key] for block in blocks]) for key in values}
-    count = int(groups.max()) + 1
+    spread = resampled([scorer], groups, resamples, seed)[0]
+    patients = patients_of(scorer, groups, spread)
     rows = []
-    for key, value in values.items():
-        low, high = percentile_interval(spread[key], count, level)
-        rows.append(_row(scorer, key, float(value[0]), low, high, _said(spread[key], unit, resamples)))
+    for key, found in values.items():
+        value = float(found[0])
+        if np.isnan(value):
+            interval = Interval(reason=why_undefined(scorer, *key))
+        else:
+            interval = bootstrap_interval(key[0], value, spread[key], patients[key], unit, level)
+        rows.append(_row(scorer, key, value, interval))
         if key[0] == "auroc" and key[1] != "macro":
-            rows.append(_delong_row(scorer, key[1], groups, unit, level))
+            rows.append(_delong_row(scorer, key[1], groups, level))
     return rows
 
 
-def _said(values: Floats, unit: str, resamples: int) -> str:
-    lost = int(np.isnan(values).sum())
-    gone = f", {lost} without a value left out" if 0 < lost < len(values) else ""
-    return f"bootstrap over {unit}s, {resamples} resamples{gone}"
+def resampled(
+    scorers: Sequence[Scorer], groups: NDArray[np.int64], resamples: int, seed: int
+) -> list[dict[Key, Floats]]:
+    """Return every metric in every resample, (R,) each, of several scorers of the same images."""
+    blocks = [
+        [scorer.score(weights) for scorer in scorers] for weights in resample_weights(groups, resamples, seed)
+    ]
+    return [
+        {key: np.concatenate([block[number][key] for block in blocks]) for key in blocks[0][number]}
+        for number in range(len(scorers))
+    ]
 
 
-def _row(scorer: Scorer, key: Key, value: float, low: float, high: float, interval: str) -> dict[str, Any]:
-    metric, name = key
-    n, positives = scorer.counts(name)
-    known, bounded = not np.isnan(value), not np.isnan(low)
+def patients_of(scorer: Scorer, groups: NDArray[np.int64], spread: Mapping[Key, Floats]) -> dict[Key, float]:
+    """Return how many patients each metric rests on, macro means included.
+
+    Args:
+        scorer: of the images.
+        groups: (n,) patient numbers.
+        spread: every metric in every resample: the variances say how much each class bears on a mean.
+    """
+    plain = scorer.patients(groups)
+    made: dict[Key, float] = dict(plain)
+    for metric, name in spread:
+        if name == "macro":
+            # A class that has no value in the whole set is not part of the mean.
+            parts = [key for key in plain if key[0] == metric and plain[key] > 0]
+            made[metric, name] = macro_patients([spread[key] for key in parts], [plain[key] for key in parts])
+    return made
+
+
+def _row(scorer: Scorer, key: Key, value: float, interval: Interval) -> dict[str, Any]:
+    n, positives = scorer.counts(key[1])
     return {
-        "metric": metric,
-        "class": name,
-        "value": value if known else None,
-        "low": low if known and bounded else None,
-        "high": high if known and bounded else None,
-        "interval": interval if known and bounded else None,
+        "metric": key[0],
+        "class": key[1],
+        "value": None if np.isnan(value) else value,
+        "low": interval.low,
+        "high": interval.high,
+        "interval": interval.how,
         "n": n,
         "positives": positives,
-        "reason": None if known else why_undefined(scorer, metric, name),
+        "reason": interval.reason,
     }
 
 
-def _delong_row(
-    scorer: Scorer, name: str, groups: NDArray[np.int64], unit: str, level: float
-) -> dict[str, Any]:
-    truth = scorer.truth[name]
+def _delong_row(scorer: Scorer, name: str, groups: NDArray[np.int64], level: float) -> dict[str, Any]:
+    found = delong_of([scorer], name, groups)
+    if found is None:
+        return _row(
+            scorer, ("auroc", name), float("nan"), Interval(reason=why_undefined(scorer, "auroc", name))
+        )
+    low, high = found.interval(level)
+    known = groups[~np.isnan(scorer.truth[name])]
+    alone = len(np.unique(known)) == len(known)
+    how = "DeLong" if alone else "DeLong, by patient"
+    interval = Interval(reason=found.why_none()) if np.isnan(low) else Interval(low, high, how)
+    return _row(scorer, ("auroc", name), float(found.auroc[0]), interval)
+
+
+def delong_of(scorers: Sequence[Scorer], name: str, groups: NDArray[np.int64]) -> DeLong | None:
+    """Return DeLong's AUROCs of a class by several scorers of the same images; None where it has one kind."""
+    truth = scorers[0].truth[name]
     known = ~np.isnan(truth)
-    how = "DeLong"
-    value = low = high = float("nan")
-    if 0 < truth[known].sum() < known.sum():
-        codes = np.unique(groups[known], return_inverse=True)[1]
-        if len(np.unique(codes)) < len(codes):
-            how = "DeLong, several images of a patient (Obuchowski)"
-        found = delong(truth[known] == 1, scorer.probability[name][known], codes)
-        value = float(found.auroc[0])
-        low, high = found.interval(level)
-    return _row(scorer, ("auroc", name), value, low, high, how)
+    if not 0 < np.count_nonzero(truth == 1) < np.count_nonzero(known):
+        return None
+    scores = np.stack([scorer.probability[name][known] for scorer in scorers])
+    return delong(truth[known] == 1, scores, groups[known])
 
 
 def _only(table: pd.DataFrame, column: str) -> str | None:
-    found = table[column].dropna().unique() if column in table else []
+    found = table[column].dropna().astype(str).unique().tolist() if column in table else []
     return str(found[0]) if len(found) == 1 else None
 
 
@@ -162,18 +200,17 @@ def subgroups(
     """Return the metrics of every value of a side column: its rows of ``evaluate``, with ``group`` first.
 
     Raises:
-        DataError: the table has no such column.
+        DataError: the table has no such column, or no row without an error.
     """
     if column not in predictions:
         raise DataError(
             f"the predictions have no column {column!r}; they have {', '.join(predictions.columns)}"
         )
     parts = []
-    for value, part in predictions.groupby(column, dropna=False, sort=True):
-        result = evaluate(
-            part, classes=classes, task=task, name=str(value), thresholds=thresholds,
-            positive_class=positive_class, resamples=resamples, seed=seed, level=level,
-        )  # fmt: skip
-        parts.append(pd.DataFrame(result["metrics"]).assign(group=value))
-    table = pd.concat(parts, ignore_index=True)
-    return table[["group", *(name for name in table.columns if name != "group")]]
+    for value, part in _readable(predictions, column).groupby(column, dropna=False, sort=True):
+        table = part.reset_index(drop=True)
+        scorer = Scorer(table, classes, task, thresholds, positive_class)
+        rows = metric_rows(scorer, *groups_of(table), resamples, seed, level)
+        parts.append(pd.DataFrame(rows).assign(group=value))
+    together = pd.concat(parts, ignore_index=True)
+    return together[["group", *(name for name in together.columns if name != "group")]]

@@ -40,17 +40,48 @@ def truth_of(predictions: pd.DataFrame, name: str, task: Task) -> NDArray[np.flo
     """Return (n,) 1, 0 or NaN (unknown) for a class or finding.
 
     Raises:
-        DataError: a multi-label table holds -1: uncertain labels are to be resolved before.
+        DataError: no such column; a multi-label table holds -1 (uncertain labels are to be resolved
+            before) or anything else that is not 0 or 1.
     """
     if task == "multiclass":
-        labels = predictions["label"]
-        return np.where(labels.isna(), np.nan, (labels == name).to_numpy(np.float64))
-    values = predictions[f"label:{name}"].to_numpy(np.float64)
+        labels = _column(predictions, "label")
+        return np.where(labels.isna(), np.nan, labels.isin([name]).to_numpy(np.float64))
+    values = _column(predictions, f"label:{name}").to_numpy(np.float64, na_value=np.nan)
     if (values == -1).any():
         raise DataError(
             f"label:{name} holds uncertain labels (-1); set them to missing, 0 or 1 before evaluating"
         )
+    strange = values[~np.isnan(values) & (values != 0) & (values != 1)]
+    if len(strange):
+        raise DataError(f"label:{name} holds {strange[0]:g}; a finding is 0, 1 or missing")
     return values
+
+
+def probability_of(predictions: pd.DataFrame, name: str) -> NDArray[np.float64]:
+    """Return (n,) the probability of a class, in [0, 1].
+
+    Raises:
+        DataError: no such column, a missing value, or one that is no probability.
+    """
+    values = _column(predictions, f"prob:{name}").to_numpy(np.float64, na_value=np.nan)
+    wrong = ~((values >= -1e-6) & (values <= 1 + 1e-6))
+    if wrong.any():
+        row = int(wrong.argmax())
+        image = predictions["image"].iloc[row] if "image" in predictions else f"row {row}"
+        raise DataError(f"prob:{name} of {image} is {values[row]:g}; a probability lies between 0 and 1")
+    return values.clip(0, 1)
+
+
+def check_labels(predictions: pd.DataFrame, classes: Sequence[str]) -> None:
+    """Refuse labels of a multi-class table that are not one of the classes.
+
+    Raises:
+        DataError: naming the first such label.
+    """
+    labels = _column(predictions, "label").dropna()
+    unknown = labels[~labels.isin(list(classes))]
+    if len(unknown):
+        raise DataError(f"label {unknown.iloc[0]!r} is not one of the classes ({', '.join(classes)})")
 
 
 def groups_of(predictions: pd.DataFrame) -> tuple[NDArray[np.int64], str]:
@@ -58,9 +89,21 @@ def groups_of(predictions: pd.DataFrame) -> tuple[NDArray[np.int64], str]:
 
     Images without a patient are groups of their own.
     """
-    patients = predictions["patient"] if "patient" in predictions else pd.Series([None] * len(predictions))
-    if patients.isna().all():
-        return np.arange(len(predictions), dtype=np.int64), "image"
-    alone = [f"image {number} alone" for number in range(len(predictions))]
-    named = np.where(patients.isna(), alone, "patient " + patients.astype(str).to_numpy(dtype=object))
-    return np.unique(named.astype(str), return_inverse=True)[1].astype(np.int64), "patient"
+    n = len(predictions)
+    patients = predictions["patient"].to_numpy(object) if "patient" in predictions else np.full(n, None)
+    unknown = pd.isna(patients)
+    if unknown.all():
+        return np.arange(n, dtype=np.int64), "image"
+    named = [
+        f"image {row}" if alone else f"patient {patient}"
+        for row, (patient, alone) in enumerate(zip(patients, unknown, strict=True))
+    ]
+    return np.unique(named, return_inverse=True)[1].astype(np.int64), "patient"
+
+
+def _column(predictions: pd.DataFrame, name: str) -> pd.Series:
+    if name not in predictions:
+        raise DataError(
+            f"the predictions have no column {name!r}; they have {', '.join(predictions.columns)}"
+        )
+    return predictions[name]

@@ -2,18 +2,21 @@
 
 A weighting is a row of image weights, (R, n): all ones for the value itself, how often each image
 was drawn for a bootstrap resample. A metric that is undefined for a weighting is NaN.
+
+All metrics but those of a ranking are made of weighted counts; the indicator columns of all of them
+stand side by side, (n, K), so that one matrix product makes every count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scanprior.evaluation.labels import Task, positive_of, truth_of
+from scanprior.evaluation.labels import Task, check_labels, positive_of, probability_of, truth_of
 from scanprior.evaluation.ranking import Ranking
 
 Floats = NDArray[np.float64]
@@ -23,6 +26,16 @@ Key = tuple[str, str]
 BINS = 15
 """Bins of equal width of the expected calibration error (Guo et al. 2017, section 2)."""
 
+_UNDEFINED = {
+    "sensitivity": "no image is positive",
+    "specificity": "no image is negative",
+    "ppv": "no image is called positive",
+    "npv": "no image is called negative",
+    "f1": "no image is positive",
+    "kappa": "all images are of one class and called so",
+    "balanced_accuracy": "a class has no image",
+}
+
 
 class Scorer:
     """Computes every metric of one table of predictions.
@@ -31,6 +44,8 @@ class Scorer:
     of each one against the rest, and their macro mean over those where it is defined. Accuracy,
     balanced accuracy, Cohen's kappa of multi-class tables take the most probable class;
     sensitivity, specificity, predictive values and F1 of a class take its threshold (0.5 if none).
+    The Brier score of more than two classes is the sum over the classes (Brier 1950), in [0, 2];
+    of two classes or a finding it is the squared error of the one probability, in [0, 1].
 
     Args:
         predictions: rows with labels and ``prob:`` columns, no errors.
@@ -38,6 +53,9 @@ class Scorer:
         task: multi-class or multi-label.
         thresholds: class to ``{"value": ...}``.
         positive_class: of two classes.
+
+    Raises:
+        DataError: a column is missing, or holds what is no label or no probability.
     """
 
     def __init__(
@@ -48,50 +66,46 @@ class Scorer:
         thresholds: Mapping[str, Mapping[str, Any]] | None = None,
         positive_class: str | None = None,
     ) -> None:
+        if task == "multiclass":
+            check_labels(predictions, classes)
         self.task, self.classes = task, list(classes)
         binary = task == "multiclass" and len(classes) == 2
         self.positive = positive_of(classes, positive_class) if binary else None
         self.scored = [self.positive] if self.positive is not None else self.classes
         self.truth = {name: truth_of(predictions, name, task) for name in self.classes}
-        self.probability = {name: predictions[f"prob:{name}"].to_numpy(np.float64) for name in self.classes}
+        self.probability = {name: probability_of(predictions, name) for name in self.classes}
         cuts = thresholds or {}
         self.cuts = {name: float(cuts[name]["value"]) if name in cuts else 0.5 for name in self.scored}
         self._rankings = {name: Ranking(self.truth[name], self.probability[name]) for name in self.scored}
-        self._prepare()
-
-    def _prepare(self) -> None:
-        if self.task != "multiclass":
-            return
-        count = len(self.classes)
-        truth = np.stack([self.truth[name] for name in self.classes], axis=1)
-        found = np.stack([self.probability[name] for name in self.classes], axis=1)
-        self._known = ~np.isnan(truth).any(axis=1)
-        pairs = np.nan_to_num(truth).argmax(axis=1) * count + found.argmax(axis=1)
-        self._cells = np.eye(count * count)[pairs] * self._known[:, None]
-        self._squares = np.nan_to_num(((found - truth) ** 2).sum(axis=1))
-        right = (found.argmax(axis=1) == np.nan_to_num(truth).argmax(axis=1)).astype(np.float64)
-        self._top = found.max(axis=1), np.where(self._known, right, np.nan)
+        columns = {("class", name): self._columns_of_class(name) for name in self.scored}
+        if task == "multiclass":
+            columns["all", ""] = self._columns_of_all()
+        self._columns = np.concatenate(list(columns.values()), axis=1)
+        ends = np.cumsum([part.shape[1] for part in columns.values()])
+        self._place = {
+            key: slice(end - columns[key].shape[1], end) for key, end in zip(columns, ends, strict=True)
+        }
 
     def score(self, weights: Floats) -> dict[Key, Floats]:
         """Return every metric for weightings (R, n): name and class to (R,)."""
+        counts = weights @ self._columns
         made: dict[Key, Floats] = {}
         for name in self.scored:
-            for metric, values in self._of_class(name, weights).items():
-                made[metric, name] = values
-        if len(self.scored) > 1:
-            for metric in ("auroc", "average_precision", "sensitivity", "specificity", "f1"):
-                made[metric, "macro"] = _mean([made[metric, name] for name in self.scored])
+            areas = self._rankings[name].areas(weights)
+            made["auroc", name], made["average_precision", name] = areas
+            made.update(self._of_class(name, counts[:, self._place["class", name]]))
+        for metric in self._averaged():
+            made[metric, "macro"] = _mean([made[metric, name] for name in self.scored])
         if self.task == "multiclass":
-            made.update(self._of_all(weights))
-        else:
-            for metric in ("brier", "ece"):
-                made[metric, "macro"] = _mean([made[metric, name] for name in self.scored])
+            made.update(self._of_all(counts[:, self._place["all", ""]]))
         return made
 
     def confusion(self) -> NDArray[np.int64]:
         """Return counts (classes, classes), rows true, columns most probable."""
         count = len(self.classes)
-        return self._cells.sum(axis=0).reshape(count, count).astype(np.int64)
+        known, truth, called = self._most_probable()
+        pairs = np.bincount(truth[known] * count + called[known], minlength=count**2)
+        return pairs.reshape(count, count).astype(np.int64)
 
     def counts(self, name: str) -> tuple[int, int | None]:
         """Return how many images take part in the metrics of a class, and how many of them are positive."""
@@ -101,15 +115,89 @@ class Scorer:
             return int(known.sum()), None
         return int((~np.isnan(truth)).sum()), int((truth == 1).sum())
 
-    def _of_class(self, name: str, weights: Floats) -> dict[str, Floats]:
-        truth, score = self.truth[name], self.probability[name]
-        ranking = self._rankings[name]
-        yes, no, called = truth == 1, truth == 0, score >= self.cuts[name]
-        tp, fn = weights @ (yes & called).astype(float), weights @ (yes & ~called).astype(float)
-        fp, tn = weights @ (no & called).astype(float), weights @ (no & ~called).astype(float)
+    def patients(self, groups: NDArray[np.int64]) -> dict[Key, int]:
+        """Return how many patients the metrics rest on, all but the macro means.
+
+        Those in the denominator; of a metric of positives against negatives, those of the rarer kind.
+
+        Args:
+            groups: (n,) patient numbers.
+        """
+
+        def of(rows: NDArray[np.bool_]) -> int:
+            return len(np.unique(groups[rows]))
+
+        made: dict[Key, int] = {}
+        for name in self.scored:
+            yes, no, called = self._sides(name)
+            rarer = min(of(yes), of(no))
+            made |= {
+                ("auroc", name): rarer,
+                ("average_precision", name): rarer,
+                ("sensitivity", name): of(yes),
+                ("specificity", name): of(no),
+                ("ppv", name): of((yes | no) & called),
+                ("npv", name): of((yes | no) & ~called),
+                ("f1", name): of(yes | (no & called)),
+            }
+            if self.task == "multilabel":
+                made |= {("brier", name): of(yes | no), ("ece", name): of(yes | no)}
+        if self.task == "multiclass":
+            known, truth, _ = self._most_probable()
+            each = [of(known & (truth == number)) for number in range(len(self.classes))]
+            common = known & (truth == int(np.argmax(each)))
+            made |= {(metric, "all"): of(known) for metric in ("accuracy", "brier", "ece")}
+            made["balanced_accuracy", "all"] = min(each)
+            made["kappa", "all"] = min(of(common), of(known & ~common))
+        return made
+
+    def _averaged(self) -> tuple[str, ...]:
+        findings = ("brier", "ece") if self.task == "multilabel" else ()
+        several = ("auroc", "average_precision", "sensitivity", "specificity", "f1")
+        return (*several, *findings) if len(self.scored) > 1 else findings
+
+    def _sides(self, name: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which images are positive, are negative, are called positive."""
+        truth = self.truth[name]
+        return truth == 1, truth == 0, self.probability[name] >= self.cuts[name]
+
+    def _columns_of_class(self, name: str) -> Floats:
+        yes, no, called = self._sides(name)
+        columns: list[NDArray[Any]] = [yes & called, yes & ~called, no & called, no & ~called]
+        if self.task == "multilabel":
+            truth, score = self.truth[name], self.probability[name]
+            columns += [np.nan_to_num(truth - score) ** 2, *_gaps(score, truth).T]
+        return np.stack(columns, axis=1).astype(np.float64)
+
+    def _columns_of_all(self) -> Floats:
+        known, truth, called = self._most_probable()
+        count, row = len(self.classes), known[:, None]
+        found = np.stack([self.probability[name] for name in self.classes], axis=1)
+        if self.positive is not None:
+            squares = (self.truth[self.positive] - self.probability[self.positive]) ** 2
+        else:
+            squares = ((found - np.eye(count)[truth]) ** 2).sum(axis=1)
+        right = np.where(known, truth == called, np.nan)
+        return np.concatenate(
+            [
+                np.eye(count)[truth] * row,
+                np.eye(count)[called] * row,
+                np.eye(count)[truth] * row * (truth == called)[:, None],
+                np.where(known, squares, 0.0)[:, None],
+                _gaps(found.max(axis=1), right),
+            ],
+            axis=1,
+        )
+
+    def _most_probable(self) -> tuple[NDArray[np.bool_], NDArray[np.intp], NDArray[np.intp]]:
+        """Whether the class of each image is known, its number (0 if not), and the number of the class called."""
+        truth = np.stack([self.truth[name] for name in self.classes], axis=1)
+        found = np.stack([self.probability[name] for name in self.classes], axis=1)
+        return ~np.isnan(truth[:, 0]), np.nan_to_num(truth).argmax(axis=1), found.argmax(axis=1)
+
+    def _of_class(self, name: str, counts: Floats) -> dict[Key, Floats]:
+        tp, fn, fp, tn = counts[:, :4].T
         made = {
-            "auroc": ranking.auroc(weights),
-            "average_precision": ranking.average_precision(weights),
             "sensitivity": _ratio(tp, tp + fn),
             "specificity": _ratio(tn, tn + fp),
             "ppv": _ratio(tp, tp + fp),
@@ -117,44 +205,39 @@ class Scorer:
             "f1": np.where(tp + fn > 0, _ratio(2 * tp, 2 * tp + fp + fn), np.nan),
         }
         if self.task == "multilabel":
-            known = (yes | no).astype(float)
-            made["brier"] = _ratio(weights @ (np.nan_to_num(truth - score) ** 2 * known), weights @ known)
-            made["ece"] = calibration_error(score, truth, weights)
-        return made
+            total = tp + fn + fp + tn
+            made["brier"] = _ratio(counts[:, 4], total)
+            made["ece"] = _ratio(np.abs(counts[:, 5:]).sum(axis=1), total)
+        return {(metric, name): values for metric, values in made.items()}
 
-    def _of_all(self, weights: Floats) -> dict[Key, Floats]:
+    def _of_all(self, counts: Floats) -> dict[Key, Floats]:
         count = len(self.classes)
-        cells = (weights @ self._cells).reshape(-1, count, count)
-        total = cells.sum(axis=(1, 2))
-        rows, columns = cells.sum(axis=2), cells.sum(axis=1)
-        hits = np.einsum("rii->ri", cells)
+        true, called, hits = (counts[:, start : start + count] for start in (0, count, 2 * count))
+        total = true.sum(axis=1)
+        agreed, chance = hits.sum(axis=1), _ratio((true * called).sum(axis=1), total)
         made = {
-            "accuracy": _ratio(hits.sum(axis=1), total),
-            "balanced_accuracy": _ratio_each(hits, rows).mean(axis=1),
-            "kappa": _kappa(cells, rows, columns, total, 1 - np.eye(count)),
-            "brier": _ratio(weights @ (self._squares * self._known), total),
-            "ece": calibration_error(*self._top, weights),
+            "accuracy": _ratio(agreed, total),
+            "balanced_accuracy": _ratio(hits, true).mean(axis=1),
+            "kappa": _ratio(agreed - chance, total - chance),
+            "brier": _ratio(counts[:, 3 * count], total),
+            "ece": _ratio(np.abs(counts[:, 3 * count + 1 :]).sum(axis=1), total),
         }
         return {(metric, "all"): values for metric, values in made.items()}
 
 
-def calibration_error(confidence: Floats, right: Floats, weights: Floats) -> Floats:
-    """Return the expected calibration error of weightings (R, n): (R,).
+def _gaps(confidence: Floats, right: Floats) -> Floats:
+    """Columns (n, bins) whose weighted sums make the expected calibration error.
 
-    The mean over bins of |frequency - mean confidence|, weighted by the bins' share of images; 15
-    bins of equal width (Guo et al. 2017, arXiv 1706.04599, equation 3). Multi-class: confidence of the
-    most probable class against whether it is right; findings: probability against truth.
+    The error is the mean over bins of |frequency - mean confidence|, weighted by the bins' share of
+    images; 15 bins of equal width (Guo et al. 2017, arXiv 1706.04599, equation 3). Multi-class: confidence
+    of the most probable class against whether it is right; findings: probability against truth.
 
     Args:
         confidence: (n,) in [0, 1].
         right: (n,) 1, 0 or NaN (left out).
-        weights: (R, n).
     """
-    known = ~np.isnan(right)
     bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
-    member = np.eye(BINS)[bins] * known[:, None]
-    gap = weights @ (member * np.nan_to_num(right - confidence)[:, None])
-    return _ratio(np.abs(gap).sum(axis=1), weights @ known.astype(float))
+    return np.eye(BINS)[bins] * np.nan_to_num(right - confidence)[:, None]
 
 
 def cohen_kappa(counts: NDArray[Any], *, quadratic: bool = False) -> float:
@@ -164,24 +247,19 @@ def cohen_kappa(counts: NDArray[Any], *, quadratic: bool = False) -> float:
         counts: rows true, columns predicted.
         quadratic: weigh disagreements by their squared distance (classes in order).
     """
-    place = np.arange(len(counts))
-    cost = (place[:, None] - place[None, :]) ** 2.0 if quadratic else 1 - np.eye(len(counts))
-    cells = np.asarray(counts, dtype=np.float64)[None]
-    return float(_kappa(cells, cells.sum(2), cells.sum(1), cells.sum((1, 2)), cost)[0])
-
-
-def _kappa(cells: Floats, rows: Floats, columns: Floats, total: Floats, cost: Floats) -> Floats:
-    expected = np.einsum("ri,rj,ij->r", rows, columns, cost)
-    observed = np.einsum("rij,ij->r", cells, cost) * total
-    return 1 - _ratio(observed, expected)
+    cells = np.asarray(counts, dtype=np.float64)
+    place = np.arange(len(cells))
+    distance = (place[:, None] - place[None, :]) ** 2.0
+    cost = distance if quadratic else np.sign(distance)
+    expected = float((np.outer(cells.sum(axis=1), cells.sum(axis=0)) * cost).sum())
+    return 1 - float((cells * cost).sum() * cells.sum()) / expected if expected > 0 else float("nan")
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
-    return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)
-
-
-def _ratio_each(numerator: Floats, denominator: Floats) -> Floats:
-    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
+    """The quotient, NaN where the denominator is not above 0."""
+    made = np.full(numerator.shape, np.nan)
+    np.divide(numerator, denominator, out=made, where=denominator > 0)
+    return made
 
 
 def _mean(values: list[Floats]) -> Floats:
@@ -196,14 +274,10 @@ def why_undefined(scorer: Scorer, metric: str, name: str) -> str:
     n, positives = scorer.counts(name)
     if n == 0:
         return "n/a because no image has this label"
+    if metric in _UNDEFINED and name != "macro":
+        return f"n/a because {_UNDEFINED[metric]}"
     if positives == 0:
         return "n/a because no image is positive"
     if positives == n:
         return "n/a because no image is negative"
-    reasons: dict[str, Callable[[], str]] = {
-        "ppv": lambda: "n/a because no image is called positive",
-        "npv": lambda: "n/a because no image is called negative",
-        "kappa": lambda: "n/a because all images are of one class and called so",
-        "balanced_accuracy": lambda: "n/a because a class has no image",
-    }
-    return reasons.get(metric, lambda: "n/a because no class has a value")()
+    return "n/a because no class has a value"

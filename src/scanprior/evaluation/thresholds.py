@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scanprior.errors import DataError
-from scanprior.evaluation.labels import Task, positive_of, truth_of
+from scanprior.evaluation.labels import Task, check_labels, positive_of, probability_of, truth_of
 
 Rule = Literal["youden"] | float
 
@@ -40,10 +40,15 @@ def choose_thresholds(
         negative image, and the rule says so.
 
     Raises:
-        DataError: a wanted sensitivity outside (0, 1].
+        DataError: another rule, or a wanted sensitivity outside (0, 1]; a column is missing, or holds what
+            is no label or no probability.
     """
-    if not isinstance(rule, str) and not 0 < rule <= 1:
-        raise DataError(f"evaluation.threshold={rule}: a wanted sensitivity lies above 0 and at most at 1")
+    if rule != "youden" and (isinstance(rule, str) or not 0 < rule <= 1):
+        raise DataError(
+            f"evaluation.threshold={rule}: give youden, or a wanted sensitivity above 0 and at most 1"
+        )
+    if task == "multiclass":
+        check_labels(predictions, classes)
     names = (
         [positive_of(classes, positive_class)]
         if task == "multiclass" and len(classes) == 2
@@ -51,11 +56,9 @@ def choose_thresholds(
     )
     chosen = {}
     for name in names:
-        truth = truth_of(predictions, name, task)
+        truth, score = truth_of(predictions, name, task), probability_of(predictions, name)
         known = ~np.isnan(truth)
-        value, said = _choose(
-            truth[known] == 1, predictions[f"prob:{name}"].to_numpy(np.float64)[known], rule
-        )
+        value, said = _choose(truth[known] == 1, score[known], rule)
         chosen[name] = {"value": value, "rule": said, "chosen_on": chosen_on}
     return chosen
 
@@ -64,10 +67,13 @@ def _choose(positive: NDArray[np.bool_], score: NDArray[np.float64], rule: Rule)
     if positive.all() or not positive.any():
         return 0.5, "0.5, because validation lacks a positive or a negative image"
     cuts = np.unique(score)[::-1]
-    order = np.sort(score[positive]), np.sort(score[~positive])
-    reached = [1 - np.searchsorted(part, cuts, side="left") / len(part) for part in order]
-    sensitivity, false_alarms = reached
+    # Images of each kind that score at least as high, whole numbers: equal indices are then equal.
+    found, alarms = (
+        len(part) - np.searchsorted(np.sort(part), cuts, side="left")
+        for part in (score[positive], score[~positive])
+    )
+    positives, negatives = int(found[-1]), int(alarms[-1])
     if rule == "youden":
-        return float(cuts[np.argmax(sensitivity - false_alarms)]), "Youden's index"
-    assert not isinstance(rule, str)
-    return float(cuts[np.argmax(sensitivity >= rule - 1e-12)]), f"sensitivity of at least {rule:g}"
+        return float(cuts[np.argmax(found * negatives - alarms * positives)]), "Youden's index"
+    wanted = float(rule)
+    return float(cuts[np.argmax(found >= wanted * positives - 1e-9)]), f"sensitivity of at least {wanted:g}"

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scanprior import keyed
 from scanprior.config import Config
-from timm.models import group_parameters
-
 from scanprior.encoders import Encoder, sample_positions
 
 Kind = Literal["multiclass", "multilabel"]
@@ -41,20 +41,26 @@ class LinearHead(nn.Module):
     """Dropout and one linear layer on the pooled features.
 
     The features are normalised without parameters first (LayerNorm without affine), so that one
-    learning rate serves encoders of different scale [our definition].
+    learning rate serves encoders of different scale [our definition]. Dropout is keyed by sample, so
+    that it does not change with processes and micro-batches.
     """
 
-    def __init__(self, width: int, classes: int, dropout: float) -> None:
+    def __init__(self, width: int, classes: int, dropout: float, seed: int = 0) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout, self.seed = dropout, seed
         self.linear = nn.Linear(width, classes)
         nn.init.trunc_normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, pooled: Tensor) -> Tensor:
-        """Map pooled features (B, D) to logits (B, classes)."""
-        return self.linear(self.dropout(self.norm(pooled)))  # type: ignore[no-any-return]
+    def forward(self, pooled: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Map pooled features (B, D) to logits (B, classes); ``positions`` (B,) are needed in training."""
+        features = self.norm(pooled)
+        if self.training and self.dropout and positions is not None:
+            draws = keyed.uniform(keyed.key(self.seed, "head dropout"), positions.cpu(), features.shape[1])
+            kept = torch.from_numpy((draws >= self.dropout) / (1 - self.dropout))
+            features = features * kept.to(features.device, features.dtype)
+        return self.linear(features)  # type: ignore[no-any-return]
 
 
 class NeighbourHead(nn.Module):
@@ -78,7 +84,7 @@ class NeighbourHead(nn.Module):
         self.bank.copy_(F.normalize(features, dim=1))
         self.targets.copy_(targets)
 
-    def forward(self, pooled: Tensor) -> Tensor:
+    def forward(self, pooled: Tensor, positions: Tensor | None = None) -> Tensor:
         """Map pooled features (B, D) to logits (B, classes)."""
         similarity = F.normalize(pooled.float(), dim=1) @ self.bank.T
         near, index = similarity.topk(min(self.config.neighbours, len(self.bank)), dim=1)
@@ -100,6 +106,7 @@ class Classifier(nn.Module):
         config: the task's settings.
         class_weights: (classes,) loss weights: of the class, or of the positives of a finding.
         bank_images: size of the bank of a nearest-neighbour head.
+        seed: of dropout in the head.
     """
 
     class_weights: Tensor
@@ -112,6 +119,7 @@ class Classifier(nn.Module):
         config: ClassifyConfig,
         class_weights: Tensor | None = None,
         bank_images: int = 0,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.encoder, self.classes, self.kind, self.config = encoder, classes, kind, config
@@ -120,7 +128,7 @@ class Classifier(nn.Module):
         if config.head == "knn":
             self.head = NeighbourHead(encoder.dim, len(classes), bank_images, config, kind)
         else:
-            self.head = LinearHead(encoder.dim, len(classes), config.dropout)
+            self.head = LinearHead(encoder.dim, len(classes), config.dropout, seed)
         weights = torch.ones(len(classes)) if class_weights is None else class_weights
         self.register_buffer("class_weights", weights)
         if config.freeze or config.head == "knn":
@@ -133,9 +141,9 @@ class Classifier(nn.Module):
             self.encoder.eval()
         return self
 
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor, positions: Tensor | None = None) -> Tensor:
         """Map normalised images (B, C, S, S) to logits (B, classes)."""
-        return self.head(self.encoder(images).pooled)  # type: ignore[no-any-return]
+        return self.head(self.encoder(images).pooled, positions)  # type: ignore[no-any-return]
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return ``loss`` over the labelled entries of the batch and their ``weight``.
@@ -144,7 +152,7 @@ class Classifier(nn.Module):
         or (B, findings) float in [0, 1] with NaN where missing.
         """
         with sample_positions(batch["position"]):
-            logits = self.logits(batch["views"][0]).float()
+            logits = self.logits(batch["views"][0], batch["position"]).float()
         if self.kind == "multiclass":
             return self._cross_entropy(logits, batch["target"])
         return self._binary(logits, batch["target"])

@@ -15,8 +15,8 @@ import pytest
 import report_runs as runs
 
 from scanprior.errors import RunError
-from scanprior.report import write_report
-from scanprior.report.formatting import interval, number
+from scanprior.reporting import write_report
+from scanprior.reporting.formatting import interval, number
 
 VOID = {"meta", "link", "img", "br", "wbr", "hr", "input"}
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from scanprior.report import tables
-from scanprior.report.formatting import count, duration, finite, number, plural, scalar
-from scanprior.report.runfiles import RunFiles, part
+from scanprior.reporting import tables
+from scanprior.reporting.formatting import count, duration, finite, number, plural, scalar
+from scanprior.reporting.runfiles import RunFiles, part
 
 FEW_CASES = 10  # below this many positives or negatives an interval is called rough: our definition
 

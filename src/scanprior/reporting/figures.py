@@ -12,9 +12,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from scanprior.report.formatting import count, finite, interval, number, scalar
-from scanprior.report.plots import CurveKind, Series, context_lines, curve_chart, swatch, training_chart
-from scanprior.report.tables import Evaluation, headline, metric_entries, metric_name
+from scanprior.reporting.formatting import count, finite, interval, number, scalar
+from scanprior.reporting.plots import CurveKind, Series, context_lines, curve_chart, swatch, training_chart
+from scanprior.reporting.tables import Evaluation, headline, metric_entries, metric_name
 
 SHARED_CHART = 4  # classes that still read well in one chart
 BINS = 240  # points that a training curve keeps

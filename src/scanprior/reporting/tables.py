@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from scanprior.report.formatting import count, finite, interval, number, plural
-from scanprior.report.runfiles import part
+from scanprior.reporting.formatting import count, finite, interval, number, plural
+from scanprior.reporting.runfiles import part
 
 METRIC_NAMES = {
     "auroc": "AUROC",

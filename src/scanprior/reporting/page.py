@@ -13,11 +13,11 @@ from markupsafe import Markup, escape
 
 from scanprior import __version__
 from scanprior.errors import RunError
-from scanprior.report import figures, statements, tables
-from scanprior.report.formatting import count, finite, plural
-from scanprior.report.runfiles import RunFiles, part, read_run
-from scanprior.report.statements import Facts
-from scanprior.report.thumbnails import Thumbnails, WrongCase, picture_uri, with_pictures, wrong_cases
+from scanprior.reporting import figures, statements, tables
+from scanprior.reporting.formatting import count, finite, plural
+from scanprior.reporting.runfiles import RunFiles, part, read_run
+from scanprior.reporting.statements import Facts
+from scanprior.reporting.thumbnails import Thumbnails, WrongCase, picture_uri, with_pictures, wrong_cases
 
 PICTURE_BUDGET = 600_000  # characters of embedded pictures, so that a usual page stays under 1.5 MB
 LIST_LIMIT = 200  # left-out images named in the page; the rest are counted
@@ -59,7 +59,7 @@ def write_report(run_folder: Path, *, out: Path | None = None, thumbnails: Thumb
 def render(run: RunFiles, thumbnails: Thumbnails | None = None) -> str:
     """Return the page as text."""
     environment = Environment(
-        loader=PackageLoader("scanprior.report", "templates"),
+        loader=PackageLoader("scanprior.reporting", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from scanprior.report.formatting import finite, number
+from scanprior.reporting.formatting import finite, number
 
 Thumbnails = Callable[[list[str]], list[NDArray[Any] | None]]
 

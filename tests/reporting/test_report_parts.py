@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from scanprior.report import figures, plots, tables, thumbnails
-from scanprior.report.formatting import duration, interval, number, scalar
-from scanprior.report.pictures import montage, reconstruction_grid, save_png
+from scanprior.reporting import figures, plots, tables, thumbnails
+from scanprior.reporting.formatting import duration, interval, number, scalar
+from scanprior.reporting.pictures import montage, reconstruction_grid, save_png
 
 CLASSES = ["normal", "pneumonia"]
 

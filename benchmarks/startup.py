@@ -1,0 +1,33 @@
+"""CPU seconds (user + system) of ``scanprior --help`` and of ``import scanprior``, each in a new process.
+
+Absolute limits, not ratios: both include the start of the interpreter, which is shown beside them.
+One run before the first counted one fills the cache of compiled files.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks.measure import Row, Settings, Side, cost
+
+
+def run(settings: Settings) -> list[Row]:
+    """Measure both, in turns with a bare interpreter."""
+    commands = {
+        "help": [sys.executable, "-m", "scanprior", "--help"],
+        "import": [sys.executable, "-c", "import scanprior"],
+        "bare": [sys.executable, "-c", "pass"],
+    }
+    taken: dict[str, list[float]] = {name: [] for name in commands}
+    for number in range(1 + settings.of(10, 1)):
+        for name, command in commands.items():
+            spent = cost(command).cpu
+            if number:
+                taken[name].append(spent)
+    bare = Side("a bare interpreter", "s", taken["bare"])
+    rows = []
+    for name, what, limit in (("help", "scanprior --help", 0.3), ("import", "import scanprior", 0.2)):
+        side = Side(what, "s", taken[name])
+        spread = (min(side.repeats), max(side.repeats))
+        rows.append(Row(f"{what}: CPU time", side.median, "s", limit, "<=", side, bare, spread))
+    return rows
