@@ -97,7 +97,6 @@ def test_pretraining_benchmark_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_memory_benchmark_runs_its_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same command lines, here in this process."""
     from benchmarks import memory
-
     from scanprior.cli import app
 
     peaks = iter([100.0, 200.0, 101.0, 230.0])
@@ -118,7 +117,6 @@ def test_memory_benchmark_runs_its_commands(tmp_path: Path, monkeypatch: pytest.
 def test_bare_losses_equal_ours(tmp_path: Path) -> None:
     from benchmarks import finetuning, pretraining
     from benchmarks.made_images import phantom_store
-
     from scanprior.api import plan_finetuning, plan_pretraining
 
     store = phantom_store(tmp_path, 64, 64)

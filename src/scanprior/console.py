@@ -24,7 +24,7 @@ class ConsoleReporter(Reporter):
 
     def __init__(self, out: Console | None = None) -> None:
         self.out = out or console
-        self._last, self._open = 0.0, False
+        self._last, self._open = time.monotonic(), False
 
     def step(self, row: dict[str, Any], total: int, seconds: float) -> None:
         """Show a row of training metrics."""

@@ -88,6 +88,6 @@ def seeded(key: int) -> Iterator[None]:
 
     For code of others that draws from them: the initial weights of a network, dropout.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(key)
         yield

@@ -99,3 +99,12 @@ def test_listings(scanprior: Command, command: str) -> None:
     said = scanprior(command, *(["vit_tiny"] if command == "encoders" else []))
     assert said.code == 0
     assert {"objectives": "gmml", "doctor": "cache:", "encoders": "vit_tiny_patch16_224"}[command] in said.out
+
+
+def test_layer_decay_is_for_encoders_that_have_learned_something(tmp_path: Path) -> None:
+    scratch = api.plan_finetuning("labels.csv")
+    warm = api.plan_finetuning(
+        "labels.csv", options={"encoder.weights": str(tmp_path / "weights.safetensors")}
+    )
+    asked = api.plan_finetuning("labels.csv", settings=["engine.layer_decay=0.9"])
+    assert [plan.engine.layer_decay for plan in (scratch, warm, asked)] == [None, 0.75, 0.9]

@@ -65,7 +65,6 @@ def check(
     reporter = reporter or Reporter()
     config = _data_config(options, settings)
     manifest = read_manifest(source, config)
-    reporter.note(manifest.found)
     return check_manifest(
         manifest, workers=config.workers, near=near,
         progress=lambda done, total: reporter.counted(done, total, "images read"),

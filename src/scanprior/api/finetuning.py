@@ -148,6 +148,11 @@ def plan_finetuning(
         "command": "probe" if probe else "finetune",
     }
     layers = [inherited, *given, fixed]
+    start = merge(*layers).get("encoder", {})
+    if not (parent or start.get("weights") or start.get("pretrained")):
+        layers.insert(
+            0, {"engine": {"layer_decay": None}}
+        )  # nothing has been learned that a small rate could keep
     if probe:
         layers.append({"task": {"head": probe, "freeze": True}, "augment": {"preset": "none"}})
     settled = finetune_config(*layers)

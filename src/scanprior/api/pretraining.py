@@ -221,7 +221,7 @@ class _HealthWatch(Reporter):
         if (
             spread is not None
             and spread < self.THRESHOLD
-            and row["step"] > max(200, total // 20)
+            and row["step"] > max(200, total // 5)
             and not self.warned
         ):
             self.warned = True

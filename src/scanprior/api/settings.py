@@ -168,7 +168,7 @@ FINETUNE_DEFAULTS: Tree = {
     "encoder": {"drop_path": 0.1},
     "augment": {"preset": "chest_xray"},
 }  # fmt: skip
-"""The fine-tuning settings of METHODS A4 [ours]: layer decay 0.75, weight decay 0.05, drop-path 0.1."""
+"""Our fine-tuning settings for a pretrained encoder, after DeiT's; from scratch there is no layer decay."""
 
 
 def finetune_config(*layers: Mapping[str, Any]) -> FinetuneConfig:

@@ -248,7 +248,7 @@ def leakage_across(frame: pd.DataFrame) -> dict[str, object]:
     summary = (
         f"{patients} patients and {exact} identical images stand in more than one split"
         if found
-        else "no patient and no identical image stands in more than one split"
+        else "No patient and no identical image stands in more than one split"
     )
     return {
         "checked": True,

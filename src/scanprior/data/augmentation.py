@@ -86,7 +86,7 @@ class Augmentation(Config):
 # published value of gmml, sit and mae.
 presets: dict[str, Augmentation] = {
     "none": Augmentation(),
-    # METHODS A4 [ours], for fine-tuning.
+    # [ours], for fine-tuning; after DeiT.
     "chest_xray": Augmentation(crop_scale=(0.7, 1.0), rotate=10, brightness=0.2, contrast=0.2),
     # [ours], for pretraining on some thousand images: the whole chest stays in view.
     "chest_xray_mild": Augmentation(

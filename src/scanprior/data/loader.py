@@ -20,7 +20,7 @@ class TrainingSource:
 
     A batch holds ``views`` (V, B, C, S, S) float32 normalised, ``position`` (B,) int64, and where
     asked ``donors`` (V, B, C, S, S) and ``target`` (B, ...). The donor of a position is the view of
-    a random position of the same global batch (itself not excluded, METHODS A1), so it is the
+    a random position of the same global batch (itself not excluded, as in GMML), so it is the
     same image for any number of processes and micro-batches.
 
     Args:

@@ -17,7 +17,7 @@ class Schedules:
     """Learning rate and weight decay as functions of the step, 0-based.
 
     Linear warm-up to ``peak_lr``, then a cosine that ends at ``min_lr`` on the last step; weight
-    decay follows a cosine from its start to its end over all steps (METHODS: GMML, SiT, MAE).
+    decay follows a cosine from its start to its end over all steps.
     """
 
     config: EngineConfig
@@ -96,10 +96,7 @@ def clip_gradients(parameters: list[nn.Parameter], config: EngineConfig) -> Tens
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     if config.clip is None:
         return total
-    if config.clip_mode == "global":
-        factor = (config.clip / (total + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(gradients, factor)
-    else:
-        factors = [(config.clip / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
-        torch._foreach_mul_(gradients, factors)
+    sizes = total if config.clip_mode == "global" else torch.stack(norms)
+    factors = (config.clip / (sizes + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(gradients, factors if factors.ndim == 0 else list(factors.unbind()))
     return total

@@ -54,7 +54,8 @@ def verdict(run: RunFiles, evaluations: list[dict[str, Any]], kind: str) -> str:
     ]
     course = f"training loss {losses[0]:.3g} → {losses[-1]:.3g}" if losses else "no loss was logged"
     sources = tables.sources_of(run.model)
-    images = sum(finite(s.get("images")) or 0 for s in sources)
+    used = finite(part(run.model, "data").get("images_used"))
+    images = used or sum(finite(s.get("images")) or 0 for s in sources)
     on = f" on {plural(images, 'image')}" if images else ""
     if kind == "pretrain":
         name = part(run.model, "objective").get("name") or "an objective that was not recorded"
@@ -125,7 +126,7 @@ def training_facts(training: Mapping[str, Any]) -> Facts:
         facts.append(("Images per second", f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"))
     if selected is not None:
         value = training.get("selected_value")
-        of = f" ({training.get('selected_by') or 'criterion not recorded'}" + (
+        of = f" ({training.get('selected_by') or 'the last step'}" + (
             f" {number(value)})" if finite(value) is not None else ")"
         )
         facts.append(("Selected step", count(selected) + of))
