@@ -289,7 +289,7 @@ def _use_plain_attention(module: nn.Module) -> None:
     """
     for layer in module.modules():
         if hasattr(layer, "fused_attn"):
-            layer.fused_attn = False
+            layer.fused_attn = False  # type: ignore[assignment]
 
 
 def fabric_rank(fabric: Fabric) -> int:
