@@ -136,16 +136,6 @@ class BareClassifier(nn.Module):
         return F.cross_entropy(logits, batch["target"], self.class_weights)
 
 
-def copy_attention(source: nn.Module, target: nn.Module) -> None:
-    """Let a network attend by the same kernel (timm's ``fused_attn``) as another one of the same kind."""
-    for theirs, mine in zip(_attentions(source), _attentions(target), strict=True):
-        mine.fused_attn = theirs.fused_attn
-
-
-def _attentions(net: nn.Module) -> list[Any]:
-    return [module for module in net.modules() if hasattr(module, "fused_attn")]
-
-
 def check_same(name: str, ours: Callable[[], Tensor], bare: Callable[[], Tensor]) -> None:
     """Raise AssertionError unless two losses of the same weights and images agree to 1e-4."""
     with torch.no_grad():

@@ -19,6 +19,7 @@ from benchmarks.bare import BareLoop, Tensors
 from benchmarks.measure import Row, Settings, Side, in_turns, speed_row
 from scanprior.api.models import cpu_computes_bf16
 from scanprior.encoders import EncoderConfig, create_encoder
+from scanprior.engine import use_plain_attention
 from scanprior.objectives.mae import Mae, MaeConfig
 
 SIZE, PATCH, WIDTH, DEPTH, HEADS, RATIO = 64, 8, 128, 2, 4, 0.75
@@ -43,6 +44,8 @@ def _row(settings: Settings, bf16: bool) -> Row:
         for number, part in enumerate(images)
     ]
     ours = BareLoop(_Loss(_mae()), ours_batches, bf16=bf16)
+    if bf16 and not torch.cuda.is_available():
+        use_plain_attention(ours.loss)  # as the training loop does
     lightly = BareLoop(theirs, [{"images": part} for part in images], bf16=bf16)
     steps = settings.of(10, 1)
     fast, slow = in_turns(lambda: ours.run(steps), lambda: lightly.run(steps), settings.repeats)

@@ -18,7 +18,7 @@ import numpy as np
 import timm
 import torch
 
-from benchmarks.bare import BareGmml, BareLoop, BareMae, Tensors, check_same, copy_attention
+from benchmarks.bare import BareGmml, BareLoop, BareMae, Tensors, check_same
 from benchmarks.interleaved import Interleaved
 from benchmarks.made_images import phantom_store
 from benchmarks.measure import Row, Settings, Side, seconds, speed_row
@@ -29,6 +29,7 @@ from scanprior.data.loader import TrainingSource
 from scanprior.data.store import Store
 from scanprior.data.transforms import Preprocessing
 from scanprior.encoders import create_encoder
+from scanprior.engine import use_plain_attention
 from scanprior.engine.checkpoint import Checkpoints, Progress
 from scanprior.engine.optimizer import make_optimizer
 from scanprior.masking import random_patch_mask
@@ -100,7 +101,8 @@ def bare_of(
         drop_path_rate=config.encoder.drop_path, **config.encoder.overrides(),
     )  # fmt: skip
     net.load_state_dict(module.encoder.net.state_dict())
-    copy_attention(module.encoder.net, net)
+    if config.engine.precision == "bf16" and not torch.cuda.is_available():
+        use_plain_attention(net)  # as the training loop does: the bare loop is not to lose by timm's default
     bare: BareGmml | BareMae
     if module.name == "gmml":
         bare = BareGmml(net, module.head, module.blocks)

@@ -1,12 +1,12 @@
 """The one training loop."""
 
 from scanprior.engine.logs import Reporter
-from scanprior.engine.loop import Training, read_metrics
+from scanprior.engine.loop import Training, read_metrics, use_plain_attention
 from scanprior.engine.processes import first_alone, launch
 from scanprior.engine.settings import EngineConfig
 from scanprior.engine.stream import Batch, BatchSource, Order
 
 __all__ = [
     "Batch", "BatchSource", "EngineConfig", "Order", "Reporter", "Training", "first_alone", "launch",
-    "read_metrics",
+    "read_metrics", "use_plain_attention",
 ]  # fmt: skip

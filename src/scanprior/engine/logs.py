@@ -45,6 +45,9 @@ class _Logger(Protocol):
 class MetricsLog:
     """Rows of metrics, averaged between reports; rows after ``start`` of an earlier try are dropped.
 
+    Attributes:
+        once: scalars of the last step alone, reported as they are.
+
     Args:
         folder: the run folder.
         config: names the logger.
@@ -58,6 +61,7 @@ class MetricsLog:
         self._file: TextIO | None = None
         self._loggers: list[_Logger] = []
         self._sums: dict[str, Tensor | float] = {}
+        self.once: dict[str, Tensor] = {}
         self._steps, self._wait, self._seconds = 0, 0.0, 0.0
 
     def open(self) -> None:
@@ -85,6 +89,7 @@ class MetricsLog:
     def row(self, batch_size: int) -> dict[str, float]:
         """Return the means since the last call, images per second and the share of time spent waiting."""
         row = {name: round(float(value) / self._steps, 6) for name, value in self._sums.items()}
+        row |= {name: round(float(value), 6) for name, value in self.once.items()}
         row["images_per_second"] = round(self._steps * batch_size / self._seconds, 2)
         row["data_wait"] = round(self._wait / self._seconds, 4)
         self._sums, self._steps, self._wait, self._seconds = {}, 0, 0.0, 0.0

@@ -103,7 +103,7 @@ class _Loop:
         training, fabric = self.training, self.fabric
         self.raw = training.module.to(fabric.device)
         if fabric.device.type == "cpu" and self.config.precision == "bf16":
-            _use_plain_attention(self.raw)
+            use_plain_attention(self.raw)
         self.parameters = [p for p in self.raw.parameters() if p.requires_grad]
         self.average = _copy_of(self.raw) if self.config.ema is not None else None
         optimizer = make_optimizer(self.raw, self.config)
@@ -158,7 +158,8 @@ class _Loop:
             torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], reference / total)
         self.fabric.strategy.precision.unscale_gradients(self.optimizer)
         logs = {name: value * world / max(total, 1e-12) for name, value in logs.items()}
-        logs["gradient_norm"] = clip_gradients(self.parameters, self.config).cpu()
+        if self.config.clip is not None or (step + 1) % self.config.log_every == 0:
+            self.log.once["gradient_norm"] = clip_gradients(self.parameters, self.config)
         if not math.isfinite(float(logs["loss"])):
             raise TrainingError(
                 f"the loss is {float(logs['loss'])} at step {step}; lower engine.lr, raise engine.warmup_fraction, "
@@ -282,7 +283,7 @@ class _Loop:
                 signal.signal(number, handler)
 
 
-def _use_plain_attention(module: nn.Module) -> None:
+def use_plain_attention(module: nn.Module) -> None:
     """Let timm's attention layers multiply out in steps: the fused kernel's bf16 backward is slow on a CPU.
 
     A training step takes 0.6 of the time; float32 and GPUs are better off fused.
