@@ -136,7 +136,10 @@ def index(
 
     options = _data_options(None, labels, layout, maps)
     manifest = api.index(source, out=out, options=options, settings=sets or [], reporter=_reporter())
-    _say(f"wrote {out} with {len(manifest):,} rows", f"next: scanprior check {out}")
+    # A CSV file cannot say where its images are; a Parquet manifest does.
+    beside = out.suffix != ".csv" or manifest.root.resolve() == out.parent.resolve()
+    where = "" if beside else f" --set data.root={manifest.root}"
+    _say(f"wrote {out} with {len(manifest):,} rows", f"next: scanprior check {out}{where}")
 
 
 @app.command()

@@ -130,7 +130,7 @@ def test_paths_stay_inside_the_root(folder: Path, tmp_path_factory: pytest.TempP
         ("image,label\n", r"the table is empty"),
         ("", r"the table is empty"),
         ("image,label,label\nimages/a.png,x,y\n", r"the column 'label' occurs twice"),
-        ("image,label\nnowhere/a.png,x\n", r"none of the 1 images .*--root"),
+        ("image,label\nnowhere/a.png,x\n", r"none of the 1 images .*--set data\.root"),
     ],
 )
 def test_bad_tables_get_one_sentence(folder: Path, text: str, message: str) -> None:

@@ -69,7 +69,7 @@ def checked_reference(value: str, where: str, root: Path, *, allow_outside: bool
         if not allow_outside:
             raise DataError(
                 f"{where}: the path '{value}' lies outside the image folder {root}; give the folder that holds "
-                "all images with --root"
+                "all images with --set data.root=FOLDER"
             )
     return path.as_posix() + part
 
@@ -103,7 +103,7 @@ def resolve(
     if not any(exists) and not any(_exists(base, reference) for reference in references):
         raise DataError(
             f"{table}: none of the {len(values)} images of the column '{column}' is below {base} (the first is "
-            f"'{values[0]}'); give the folder that holds them with --root"
+            f"'{values[0]}'); give the folder that holds them with --set data.root=FOLDER"
         )
     return references, base
 

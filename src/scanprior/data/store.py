@@ -232,7 +232,7 @@ class StoreSet(ImageStore):
                 if mine != other:
                     raise DataError(
                         f"{first.path} has {name} {mine} and {store.path} has {name} {other}; "
-                        f"prepare both with the same --{name}"
+                        f"prepare both with the same data.{name}"
                     )
         self.size, self.channels, self.depth, self.fit = first.size, first.channels, first.depth, first.fit
         self.sources = _unique([store.name for store in stores])

@@ -190,7 +190,9 @@ def image_column(table: pd.DataFrame, path: Path, given: str | None) -> str:
             return str(name)
     listed = ", ".join(map(str, table.columns[:30]))
     near = suggestion("image", map(str, table.columns)) or suggestion("filename", map(str, table.columns))
-    raise DataError(f"{path}: no image column among the columns {listed}; name it with --image-column{near}")
+    raise DataError(
+        f"{path}: no image column among the columns {listed}; name it with --set data.image_column=NAME{near}"
+    )
 
 
 def split_values(column: pd.Series, path: Path, *, strict: bool) -> pd.Series | None:
