@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from scanprior.data.folders import from_folder
 from scanprior.data.manifest import Manifest
 from scanprior.errors import DataError
 
@@ -233,3 +234,35 @@ def test_subset_takes_masks_and_positions(folder: Path) -> None:
     made = Manifest.load(write(folder, "image,label\nimages/a.png,x\nimages/b.png,y\nimages/c.png,y\n"))
     assert made.subset(made.frame["label"] == "y").frame["image"].tolist() == ["images/b.png", "images/c.png"]
     assert made.subset([2, 0]).frame["image"].tolist() == ["images/c.png", "images/a.png"]
+
+
+def test_several_masks_of_one_image_are_joined(folder: Path) -> None:
+    for name in ("left.png", "right.png"):
+        picture(folder / "masks" / name)
+    table = folder / "t.csv"
+    table.write_text("image,mask\na.png,masks/left.png | masks/right.png\nb.png,masks/left.png\n")
+    made = Manifest.load(table)
+    assert made.frame["mask"].tolist() == ["masks/left.png|masks/right.png", "masks/left.png"]
+    assert (
+        Manifest.load(made.save(folder / "m.parquet")).frame["mask"].tolist() == made.frame["mask"].tolist()
+    )
+    for cell, message in (
+        ("masks/left.png|", r"row 2: 'masks/left\.png\|' has nothing before or after a '\|'"),
+        ("masks/left.png|../x.png", r"row 2: the path '\.\./x\.png' holds '\.\.'"),
+        ("masks/left.png|/etc/passwd", r"row 2: the path '/etc/passwd' lies outside"),
+    ):
+        table.write_text(f"image,mask\na.png,{cell}\n")
+        with pytest.raises(DataError, match=message):
+            Manifest.load(table)
+
+
+def test_a_mask_whose_name_holds_the_separator_is_refused(folder: Path) -> None:
+    picture(folder / "masks" / "a|b.png")
+    picture(folder / "a|b.png")
+    table = folder / "t.csv"
+    table.write_text("image,mask\na.png,masks/a|b.png\n")
+    with pytest.raises(DataError, match=r"masks/a\|b\.png: the name holds '\|'.*; rename the file"):
+        Manifest.load(table)
+    table.unlink()
+    with pytest.raises(DataError, match=r"masks/a\|b\.png: the name holds '\|'.*; rename the file"):
+        from_folder(folder)

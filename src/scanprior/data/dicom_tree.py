@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from scanprior.data.readers import is_image_path, looks_like_dicom
+from scanprior.data.readers import RAW_SUFFIXES, is_image_path, looks_like_dicom
 from scanprior.data.readers.dicom import DicomHeader, read_header
 from scanprior.errors import ImageReadError
 
@@ -40,7 +40,9 @@ def pseudonym(value: str, salt: str, prefix: str, digits: int = 12) -> str:
 
 def is_dicom(path: Path) -> bool:
     """Return whether the file is DICOM by its suffix or, having none of an image, by its preamble."""
-    return path.suffix.lower() in DICOM_SUFFIXES or (not is_image_path(path) and looks_like_dicom(path))
+    suffix = path.suffix.lower()
+    named = suffix not in RAW_SUFFIXES and is_image_path(path)  # a .img file may be DICOM as well
+    return suffix in DICOM_SUFFIXES or (not named and looks_like_dicom(path))
 
 
 def header_rows(root: Path, files: Sequence[str], salt: str) -> tuple[pd.DataFrame, int]:

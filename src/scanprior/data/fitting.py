@@ -46,6 +46,47 @@ def fit_pixels(pixels: Pixels, *, size: int, channels: int, depth: int, fit: Fit
     return result
 
 
+def fit_mask(values: Pixels, *, size: int, fit: Fit) -> Pixels:
+    """Return one mask as a store keeps it, placed as ``fit_pixels`` places its image.
+
+    Args:
+        values: (H, W) uint8.
+        size: S, side of the result.
+        fit: as for ``fit_pixels``; what ``pad`` adds is 0, the background.
+
+    Returns:
+        (1, S, S) uint8; every value is one of the mask's own (the nearest pixel's).
+    """
+    fitted = _fitted(Image.fromarray(values), size, fit, smooth=False)
+    result: Pixels = np.ascontiguousarray(np.asarray(fitted)[None])
+    return result
+
+
+def unfit_maps(maps: NDArray[np.float32], *, height: int, width: int, fit: Fit) -> NDArray[np.float32]:
+    """Return maps of the network's square at the size of the original image: ``fit_pixels`` undone.
+
+    Args:
+        maps: (K, S, S) float32, such as probabilities.
+        height, width: of the original in pixels.
+        fit: how the image was made square.
+
+    Returns:
+        (K, height, width) float32, bilinear; 0 where a ``crop`` has not looked.
+    """
+    size = maps.shape[-1]
+    left, top, wide, tall = 0, 0, size, size
+    if fit == "pad":
+        wide, tall, left, top = padding(height, width, size)
+    side = min(height, width)
+    seen = (side, side) if fit == "crop" else (width, height)
+    whole = np.zeros((len(maps), height, width), np.float32)
+    y, x = (height - seen[1]) // 2, (width - seen[0]) // 2
+    for number, plane in enumerate(maps):
+        part = Image.fromarray(np.ascontiguousarray(plane[top : top + tall, left : left + wide]))
+        whole[number, y : y + seen[1], x : x + seen[0]] = np.asarray(part.resize(seen, _RESAMPLE))
+    return whole
+
+
 def luminance(pixels: Pixels) -> Pixels:
     """Return (H, W, 1) luminance of (H, W, 3) RGB: 0.299 R + 0.587 G + 0.114 B, rounded as Pillow does."""
     weights = np.array([19595, 38470, 7471], dtype=np.uint32)  # of 65536; 16-bit sums stay below 2**32
@@ -63,21 +104,34 @@ def _fitted_deep(pixels: Pixels, size: int, depth: int, fit: Fit) -> Pixels:
     return made
 
 
-def _fitted(image: Image.Image, size: int, fit: Fit) -> Image.Image:
+def _fitted(image: Image.Image, size: int, fit: Fit, *, smooth: bool = True) -> Image.Image:
     if fit == "pad":
-        return _padded(image, size)
+        return _padded(image, size, smooth)
     box = None
     if fit == "crop":
         side = min(image.size)
         left, top = (image.width - side) / 2, (image.height - side) / 2
         box = (left, top, left + side, top + side)
-    return image.resize((size, size), _RESAMPLE, box=box, reducing_gap=_REDUCING_GAP)
+    return _resized(image, (size, size), box, smooth)
 
 
-def _padded(image: Image.Image, size: int) -> Image.Image:
-    longest = max(image.size)
-    width, height = (max(1, round(side * size / longest)) for side in image.size)
+def _padded(image: Image.Image, size: int, smooth: bool) -> Image.Image:
+    width, height, left, top = padding(image.height, image.width, size)
     canvas = Image.new(image.mode, (size, size), 0)
-    small = image.resize((width, height), _RESAMPLE, reducing_gap=_REDUCING_GAP)
-    canvas.paste(small, ((size - width) // 2, (size - height) // 2))
+    canvas.paste(_resized(image, (width, height), None, smooth), (left, top))
     return canvas
+
+
+def padding(height: int, width: int, size: int) -> tuple[int, int, int, int]:
+    """Return width, height, left and top of an image (height, width) that ``pad`` puts into a square."""
+    longest = max(height, width)
+    wide, tall = (max(1, round(side * size / longest)) for side in (width, height))
+    return wide, tall, (size - wide) // 2, (size - tall) // 2
+
+
+def _resized(
+    image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None, smooth: bool
+) -> Image.Image:
+    if smooth:
+        return image.resize(size, _RESAMPLE, box=box, reducing_gap=_REDUCING_GAP)
+    return image.resize(size, Image.Resampling.NEAREST, box=box)

@@ -112,7 +112,8 @@ def from_folder(root: Path, layout: str = "auto", salt: str = "") -> Manifest:
     if groups["split"].notna().all():
         frame.insert(1, "split", groups["split"])
     if tree.masks:
-        frame["mask"] = frame["image"].map(tree.masks)
+        masks = {image: paths.join_references([mask]) for image, mask in tree.masks.items()}
+        frame["mask"] = frame["image"].map(masks)
     labels = ["label"] if "label" in frame.columns else []
     found = _sentence(frame, layout, tree, skipped)
     return Manifest(frame, root, labels, root.resolve().name, layout, found)

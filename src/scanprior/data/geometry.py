@@ -111,6 +111,34 @@ def warp(images: Tensor, placement: NDArray[np.float64], size: int, interpolatio
     return out
 
 
+def warp_masks(masks: Tensor, placement: NDArray[np.float64], size: int) -> Tensor:
+    """Resample masks by the placements of their images, without new values.
+
+    Args:
+        masks: (B, K, S, S) uint8.
+        placement: (B, 2, 3).
+        size: side of the result.
+
+    Returns:
+        (B, K, size, size) uint8: the value of the nearest pixel; 0, the background, outside the image.
+    """
+    centres = torch.from_numpy(((2 * np.arange(size) + 1) / size - 1).astype(np.float32))
+    grid = _grid(torch.from_numpy(placement.astype(np.float32)), centres)
+    made = F.grid_sample(masks.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    return made.to(torch.uint8)
+
+
+def _grid(matrix: Tensor, centres: Tensor) -> Tensor:
+    """Return where each output pixel looks: (B, size, size, 2), for matrices (B, 2, 3) and centres (size,)."""
+    size = len(centres)
+    grid = centres.new_empty(len(matrix), size, size, 2)
+    for axis in (0, 1):
+        along = matrix[:, axis, 0, None] * centres + matrix[:, axis, 2, None]
+        across = matrix[:, axis, 1, None] * centres
+        torch.add(along[:, None, :], across[:, :, None], out=grid[..., axis])
+    return grid
+
+
 def _mirrored(images: Tensor, placement: NDArray[np.float64]) -> Tensor:
     """Return images, mirrored where the placement says so."""
     for axis, dimension in ((0, -1), (1, -2)):
@@ -126,10 +154,7 @@ def _sampled(images: Tensor, placement: NDArray[np.float64], size: int, interpol
     framed = F.pad(images, (rim, rim, rim, rim), mode="replicate")
     matrix = torch.from_numpy((placement * (side / (side + 2 * rim))).astype(np.float32))
     centres = torch.from_numpy(((2 * np.arange(size) + 1) / size - 1).astype(np.float32))
-    grid = images.new_empty(len(images), size, size, 2)
-    for axis in (0, 1):
-        along = matrix[:, axis, 0, None] * centres + matrix[:, axis, 2, None]
-        across = matrix[:, axis, 1, None] * centres
-        torch.add(along[:, None, :], across[:, :, None], out=grid[..., axis])
-    made = F.grid_sample(framed, grid, mode=interpolation, padding_mode="zeros", align_corners=False)
+    made = F.grid_sample(
+        framed, _grid(matrix, centres), mode=interpolation, padding_mode="zeros", align_corners=False
+    )
     return made.clamp_(0.0, 1.0) if interpolation == "bicubic" else made

@@ -12,7 +12,7 @@ import pandas as pd
 from scanprior.data.arrays import from_medmnist, from_npz
 from scanprior.data.dicom_tree import header_rows, is_dicom
 from scanprior.data.folders import FOLDER_LAYOUTS, from_folder
-from scanprior.data.layouts import LAYOUTS
+from scanprior.data.layouts import LAYOUTS, Layout
 from scanprior.data.manifest import Manifest, describe
 from scanprior.data.paths import split_reference
 from scanprior.data.readers import is_image_path
@@ -100,7 +100,7 @@ def _table_of(path: Path, layout: str) -> Path | None:
     for name in ("manifest.parquet", "labels.csv", "labels.tsv", "labels.parquet"):
         if (path / name).is_file():
             return path / name
-    if layout == "auto" and any(known.detect(path) for known in LAYOUTS.values()):
+    if layout == "auto" and _known_dataset(path) is not None:
         return None
     others = sorted(
         entry for entry in path.iterdir() if entry.suffix.lower() in TABLE_SUFFIXES and entry.is_file()
@@ -112,6 +112,15 @@ def _table_of(path: Path, layout: str) -> Path | None:
             )
         return others[0]
     return others[0] if len(others) == 1 and _has_images(others[0]) else None
+
+
+def _known_dataset(path: Path) -> Layout | None:
+    """Return the public dataset that a folder is, if it is one and not two at once."""
+    fitting = [known for known in LAYOUTS.values() if known.detect(path)]
+    if len(fitting) > 1:
+        names = " and ".join(known.name for known in fitting)
+        raise DataError(f"{path}: fits the layouts {names}; name the one you mean with --layout")
+    return fitting[0] if fitting else None
 
 
 def _has_images(table: Path) -> bool:
@@ -131,9 +140,9 @@ def _without_table(path: Path, layout: str, salt: str) -> Manifest:
     if layout in LAYOUTS:
         return LAYOUTS[layout].build(path)
     if layout == "auto":
-        for known in LAYOUTS.values():
-            if known.detect(path):
-                return known.build(path)
+        known = _known_dataset(path)
+        if known is not None:
+            return known.build(path)
         archives = sorted(path.glob("*.npz"))
         if len(archives) == 1 and not any(entry.is_dir() for entry in path.iterdir()):
             return from_npz(archives[0])

@@ -37,7 +37,8 @@ class Manifest:
     Attributes:
         frame: columns ``image`` (str), and where known ``patient``, ``split`` (train, val, test),
             ``label`` (str) or one float64 column a finding (1, 0, -1 uncertain, NaN missing),
-            ``mask``, ``site``, and any side columns.
+            ``mask`` (one reference, or several joined by "|" whose union is the mask, as for the
+            left and the right lung), ``site``, and any side columns.
         root: folder that relative image references start from.
         label_columns: ["label"] for classes, the findings for multi-label, [] without labels.
         name: short name of the data.
@@ -287,10 +288,17 @@ def _images(column: pd.Series, path: Path, root: Path | None, allow_outside: boo
 
 
 def _masks(column: pd.Series, path: Path, root: Path, allow_outside: bool) -> pd.Series:
-    checked = [
-        None
-        if pd.isna(value)
-        else paths.checked_reference(value, f"{path}: row {line}", root, allow_outside=allow_outside)
-        for line, value in enumerate(column, start=2)
-    ]
+    """Check the references of a mask column, of which a cell may join several."""
+    checked: list[str | None] = []
+    for line, value in enumerate(column, start=2):
+        if pd.isna(value):
+            checked.append(None)
+            continue
+        where = f"{path}: row {line}"
+        try:
+            parts = paths.separate_references(value, root)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+        parts = [paths.checked_reference(part, where, root, allow_outside=allow_outside) for part in parts]
+        checked.append(paths.join_references(parts))
     return pd.Series(checked, index=column.index, dtype="str")

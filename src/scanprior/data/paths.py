@@ -18,12 +18,43 @@ from scanprior.errors import DataError
 _REFERENCE = re.compile(r"(?P<file>.+?)(?P<part>(?:\[[^\[\]]+\])?\[\d+\]|#\d+)?")
 _MASK_FOLDERS = {"mask", "masks", "segmentation", "segmentations"}
 _SKIPPED = {"__MACOSX"}
+_JOINT = "|"
 
 
 def split_reference(reference: str) -> tuple[str, str]:
     """Return (file, part): ("a.dcm", "#3"), ("a.npz", "[images][0]"), ("a.png", "")."""
     match = _REFERENCE.fullmatch(reference)
     return (match["file"], match["part"] or "") if match else (reference, "")
+
+
+def join_references(references: Sequence[str]) -> str:
+    """Return several references as one value, "left.png|right.png"; of masks it means their union.
+
+    Raises:
+        DataError: a reference that itself holds "|".
+    """
+    for reference in references:
+        if _JOINT in reference:
+            raise DataError(
+                f"{reference}: the name holds '{_JOINT}', which separates several masks of one image; rename the file"
+            )
+    return _JOINT.join(references)
+
+
+def separate_references(value: str, root: Path) -> list[str]:
+    """Return the references that a value such as "left.png|right.png" joins.
+
+    Raises:
+        DataError: an empty one among them, or a file below ``root`` whose very name is the value.
+    """
+    parts = [part.strip() for part in value.split(_JOINT)]
+    if len(parts) > 1 and _exists(root, value):
+        join_references([value])
+    if not all(parts):
+        raise DataError(
+            f"'{value}' has nothing before or after a '{_JOINT}'; write one mask between each two"
+        )
+    return parts
 
 
 def walk(root: Path) -> Iterator[str]:

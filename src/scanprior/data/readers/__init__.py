@@ -12,13 +12,30 @@ import stat
 import warnings
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from scanprior.data.readers.image import ImageData, describe_content, read_raster, signature
+from scanprior.data.readers.raw import RAW_BYTES, read_raw
 from scanprior.errors import ImageReadError
 
-__all__ = ["IMAGE_SUFFIXES", "ImageData", "is_image_path", "looks_like_dicom", "read_image", "read_reference"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "RAW_SUFFIXES",
+    "ImageData",
+    "is_image_path",
+    "looks_like_dicom",
+    "mask_parts",
+    "read_image",
+    "read_mask",
+    "read_reference",
+]
 
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
-IMAGE_SUFFIXES = DICOM_SUFFIXES | {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp"}
+RAW_SUFFIXES = frozenset({".img"})
+IMAGE_SUFFIXES = (
+    DICOM_SUFFIXES | RAW_SUFFIXES | {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp"}
+)
 
 _ELEMENT = re.compile(
     r"(?P<file>.+?\.(?:npz(?=\[[^\[\]]+\]\[)|npy))(?:\[(?P<key>[^\[\]]+)\])?\[(?P<index>\d+)\]"
@@ -46,7 +63,7 @@ def read_image(path: str | Path, *, frame: int | None = None, min_size: int | No
     """Read one image of any supported format; the content decides, not the suffix.
 
     Args:
-        path: PNG, JPEG, TIFF, BMP or DICOM.
+        path: PNG, JPEG, TIFF, BMP, DICOM, or a raw `.IMG` of the JSRT database.
         frame: frame or page of a multi-frame file, 0 the first; None is 0.
         min_size: smallest side (pixels) that the caller needs; lets a JPEG be decoded at a reduced size whose
             shorter side is at least twice this. None decodes in full.
@@ -70,11 +87,16 @@ def read_image(path: str | Path, *, frame: int | None = None, min_size: int | No
         if signature(head) is not None:
             return read_raster(path, frame=frame, min_size=min_size)
         # Only a file that does not claim to be something else may be DICOM without a preamble.
-        if path.suffix.lower() in DICOM_SUFFIXES or not is_image_path(path):
+        raw = path.suffix.lower() in RAW_SUFFIXES
+        if raw and path.stat().st_size == RAW_BYTES:
+            return read_raw(path)
+        if raw or path.suffix.lower() in DICOM_SUFFIXES or not is_image_path(path):
             from scanprior.data.readers.dicom import may_lack_preamble
 
             if may_lack_preamble(head):
                 return _read_dicom(path, frame)
+        if raw:
+            return read_raw(path)  # which says why not
     raise ImageReadError(str(path), describe_content(head))
 
 
@@ -98,6 +120,57 @@ def read_reference(reference: str, root: str | Path = ".", *, min_size: int | No
     if (match := _FRAME.fullmatch(reference)) and not path.exists():
         path, frame = _resolve(match["file"], root), int(match["frame"])
     return read_image(path, frame=frame, min_size=min_size)
+
+
+def mask_parts(reference: str) -> list[str]:
+    """Return the references of a manifest's `mask` value; several are joined by "|"."""
+    return reference.split("|")
+
+
+def read_mask(reference: str, root: str | Path = ".") -> NDArray[np.uint8]:
+    """Read the mask that a manifest's `mask` value refers to.
+
+    The values stay as they are in the file (the grey value, or the number in a palette of colours), for they
+    name what a pixel belongs to; 0 is background. Of several references joined by "|" (left and right
+    lung) the larger value stands where they overlap: the union of binary masks.
+
+    Args:
+        reference: one reference or several, as for `read_reference`.
+        root: the manifest's root.
+
+    Returns:
+        (H, W) uint8.
+
+    Raises:
+        ImageReadError: as `read_reference`; for a mask in colour, with values above 255, or parts of
+            different sizes.
+    """
+    whole: NDArray[np.uint8] | None = None
+    for part in mask_parts(reference):
+        values = _mask_values(part, root)
+        if whole is not None and whole.shape != values.shape:
+            tall, wide = values.shape
+            raise ImageReadError(
+                part,
+                f"a mask of {wide} x {tall} pixels cannot be joined to one of {whole.shape[1]} x {whole.shape[0]}",
+            )
+        whole = values if whole is None else np.maximum(whole, values)
+    assert whole is not None
+    return whole
+
+
+def _mask_values(reference: str, root: str | Path) -> NDArray[np.uint8]:
+    image = read_reference(reference, root)  # all that can be wrong with a file is found here
+    if image.pixels.shape[2] != 1:  # a palette of greys has come out as greys, whatever their order in it
+        if image.palette is not None:
+            return image.palette
+        raise ImageReadError(reference, "the mask is in colour; save it as grey values or with a palette")
+    values = image.pixels[..., 0]
+    if values.dtype != np.uint8 and values.max(initial=0) > 255:
+        raise ImageReadError(
+            reference, f"the mask holds the value {values.max()}; give every class a value of at most 255"
+        )
+    return values.astype(np.uint8)
 
 
 def _resolve(path: str, root: str | Path) -> Path:

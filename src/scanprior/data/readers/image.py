@@ -28,7 +28,7 @@ MAX_FILE_BYTES = 8 * MAX_PIXELS
 MAX_SCANS = 200
 """Most scans of a progressive JPEG; real ones have about ten, and thousands of them are an attack."""
 
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF")
 
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -38,9 +38,9 @@ _SIGNATURES = (
     (b"II+\0", "TIFF"),
     (b"MM\0+", "TIFF"),
     (b"BM", "BMP"),
+    (b"GIF8", "GIF"),
 )
 _OTHER_CONTENT = (
-    (b"GIF8", "a GIF picture"),
     (b"RIFF", "a WebP picture or another RIFF file"),
     (b"%PDF", "a PDF document"),
     (b"PK\x03\x04", "a ZIP archive"),
@@ -78,11 +78,13 @@ class ImageData:
         pixels: (H, W, C), uint8 (0..255) or uint16 (0..65535), C 1 (grey) or 3 (RGB); high is bright.
         source_bits: bits per sample that the file declares.
         meta: facts about the image that identify nobody (format, modality, view, pixel spacing).
+        palette: (H, W) uint8 numbers of the colours, where the file has a palette; a mask's classes.
     """
 
     pixels: NDArray[np.uint8] | NDArray[np.uint16]
     source_bits: int
     meta: dict[str, str | float | int]
+    palette: NDArray[np.uint8] | None = None
 
 
 def signature(head: bytes) -> str | None:
@@ -144,7 +146,7 @@ def stretch(values: NDArray[Any]) -> NDArray[np.uint16]:
 
 
 def read_raster(path: Path, *, frame: int | None = None, min_size: int | None = None) -> ImageData:
-    """Read a PNG, JPEG, TIFF or BMP file.
+    """Read a PNG, JPEG, TIFF, BMP or GIF file.
 
     Grey stays one channel, and three equal channels become one. Alpha is dropped, not composited: the
     colours beneath it are kept. Palettes and CMYK become RGB; EXIF orientation is applied. Grey of 16 bits
@@ -283,8 +285,9 @@ def _decode(
         _check_rows(path, image, data)
     pixels, bits = _pixels(path, image, bits, white_is_zero=white_is_zero, unsigned=unsigned)
     # Pillow has turned a TIFF already, and then says so by dropping the tag.
-    pixels = _orient(pixels, image.getexif().get(ExifTags.Base.Orientation, 1))
-    return ImageData(squeeze_grey(pixels), bits, meta)
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    palette = _orient(np.asarray(image), orientation) if image.mode == "P" else None
+    return ImageData(squeeze_grey(_orient(pixels, orientation)), bits, meta, palette)
 
 
 def _seek(path: Path, image: Image.Image, frame: int | None) -> None:

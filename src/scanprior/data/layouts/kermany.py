@@ -1,64 +1,34 @@
-"""Known public datasets. A new one is one function here.
-
-A layout recognises a folder and makes its manifest: what the names of files and folders say
-about patients, splits and labels, which no general rule can know.
-"""
+"""Kermany's paediatric chest radiographs."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from scanprior.data.layouts import layout
 from scanprior.data.manifest import Manifest, describe
 from scanprior.data.paths import walk
 from scanprior.data.readers import is_image_path
 from scanprior.errors import DataError
 
-
-@dataclass(frozen=True)
-class Layout:
-    """A known dataset: ``detect(folder)`` says whether it is one, ``build(folder)`` makes the manifest."""
-
-    name: str
-    detect: Callable[[Path], bool]
-    build: Callable[[Path], Manifest]
+_PNEUMONIA = re.compile(r"(?P<patient>person\d+)_(?P<subtype>bacteria|virus)_[\d_]+")
+_NORMAL = re.compile(r"(?P<patient>(?:NORMAL2-)?IM-\d+)-[\d-]+")
 
 
-LAYOUTS: dict[str, Layout] = {}
-
-
-def layout(
-    name: str, detect: Callable[[Path], bool]
-) -> Callable[[Callable[[Path], Manifest]], Callable[[Path], Manifest]]:
-    """Register the decorated function as the builder of the dataset ``name``."""
-
-    def register(build: Callable[[Path], Manifest]) -> Callable[[Path], Manifest]:
-        LAYOUTS[name] = Layout(name, detect, build)
-        return build
-
-    return register
-
-
-_KERMANY_PNEUMONIA = re.compile(r"(?P<patient>person\d+)_(?P<subtype>bacteria|virus)_[\d_]+")
-_KERMANY_NORMAL = re.compile(r"(?P<patient>(?:NORMAL2-)?IM-\d+)-[\d-]+")
-
-
-def _kermany_home(root: Path) -> Path | None:
+def _home(root: Path) -> Path | None:
     """Return the folder that holds train/NORMAL and train/PNEUMONIA: the given one or a child of the usual name."""
     homes = [root, *(root / name for name in ("images", "chest_xray", "chest_xray/chest_xray"))]
     for home in homes:
         if all((home / "train" / name).is_dir() for name in ("NORMAL", "PNEUMONIA")):
             first = next(iter(sorted((home / "train" / "PNEUMONIA").glob("person*"))), None)
-            if first is not None and _KERMANY_PNEUMONIA.fullmatch(first.stem):
+            if first is not None and _PNEUMONIA.fullmatch(first.stem):
                 return home
     return None
 
 
-@layout("kermany", detect=lambda root: _kermany_home(root) is not None)
+@layout("kermany", detect=lambda root: _home(root) is not None)
 def kermany(root: Path) -> Manifest:
     """Paediatric chest radiographs, normal and pneumonia (Kermany et al. 2018, doi:10.17632/rscbjbr9sj).
 
@@ -67,14 +37,14 @@ def kermany(root: Path) -> Manifest:
     val folder (16 images that share the numbering of train) is too small to choose a model on and
     is counted as train; a validation split by patient is cut from that.
     """
-    home = _kermany_home(root)
+    home = _home(root)
     if home is None:
         raise DataError(
             f"{root}: not the Kermany layout; it has train/NORMAL and train/PNEUMONIA/person…_bacteria_….jpeg"
         )
     rows = []
     for split, folder in (("train", "train"), ("train", "val"), ("test", "test")):
-        for name, pattern in (("NORMAL", _KERMANY_NORMAL), ("PNEUMONIA", _KERMANY_PNEUMONIA)):
+        for name, pattern in (("NORMAL", _NORMAL), ("PNEUMONIA", _PNEUMONIA)):
             below = home / folder / name
             for file in filter(is_image_path, walk(below)):
                 match = pattern.fullmatch(Path(file).stem)

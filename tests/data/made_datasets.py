@@ -1,0 +1,246 @@
+"""Small folders in the published shape of the public datasets, each with its traps planted."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from scanprior.data.layouts.chexpert import OBSERVATIONS as CHEXPERT
+from scanprior.data.layouts.mimic import OBSERVATIONS as MIMIC
+
+NIH_HEADER = (
+    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+    "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],"
+)
+
+
+def pictures(root: Path, *names: str) -> None:
+    """Write 8 x 8 pictures; the suffix says the format, `.dcm` gets a placeholder."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix.lower() in (".dcm", ".img"):
+            path.write_bytes(b"\0" * 64)
+        else:
+            Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(path)
+
+
+def text(path: Path, *lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def kermany(root: Path) -> Path:
+    pictures(
+        root,
+        "chest_xray/train/NORMAL/IM-0115-0001.jpeg", "chest_xray/train/PNEUMONIA/person1_bacteria_1.jpeg",
+        "chest_xray/test/NORMAL/IM-0115-0003.jpeg", "chest_xray/test/PNEUMONIA/person1_virus_6.jpeg",
+    )  # fmt: skip
+    return root
+
+
+def nih(root: Path) -> Path:
+    """Four of five pictures, in two archives; an age of 411; a picture without a row."""
+    pictures(
+        root,
+        "images_001/images/00000001_000.png", "images_001/images/00000001_001.png",
+        "images_002/images/00000002_000.png", "images_002/images/00000003_000.png",
+        "images_002/images/00009999_000.png",
+    )  # fmt: skip
+    text(
+        root / "Data_Entry_2017.csv",
+        NIH_HEADER,
+        "00000001_000.png,Cardiomegaly|Emphysema,000,00000001,058Y,M,PA,2682,2749,0.143,0.143,",
+        "00000001_001.png,No Finding,001,1,059Y,M,PA,2894,2729,0.143,0.143,",
+        "00000002_000.png,Pleural_Thickening,000,00000002,411Y,F,AP,2500,2048,0.171,0.171,",
+        "00000003_000.png,No Finding,000,00000003,006M,F,AP,2500,2048,0.171,0.171,",
+        "00000004_000.png,Hernia,000,00000004,074Y,F,PA,2500,2048,0.168,0.168,",
+    )
+    text(root / "train_val_list.txt", "00000001_000.png", "00000001_001.png", "00000004_000.png")
+    text(root / "test_list.txt", "00000002_000.png", "00000003_000.png")
+    text(
+        root / "BBox_List_2017.csv",
+        "Image Index,Finding Label,Bbox [x,y,w,h]",
+        "00000001_000.png,Mass,1,2,3,4",
+    )
+    return root
+
+
+def chexpert(root: Path, name: str = "CheXpert-v1.0-small") -> Path:
+    """The parent of the published folder; uncertain, blank and absent labels; one missing picture; a lateral."""
+    home = root / name
+    first = "train/patient00001/study1/view1_frontal.jpg"
+    lateral = "train/patient00002/study2/view2_lateral.jpg"
+    pictures(home, first, lateral, "valid/patient64541/study1/view1_frontal.jpg")
+    pictures(home, "test/patient64741/study1/view1_frontal.jpg")
+    header = ",".join(["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CHEXPERT])
+    text(
+        home / "train.csv",
+        header,
+        f"{name}/{first},Female,68,Frontal,AP,1.0,,,,,,,,,0.0,,,,1.0",
+        f"{name}/{lateral},Male,87,Lateral,,,,-1.0,1.0,,-1.0,-1.0,,-1.0,,-1.0,,1.0,",
+        f"{name}/train/patient00003/study1/view1_frontal.jpg,Unknown,0,Frontal,PA,,,,,,,,,,,,,,",
+    )
+    text(
+        home / "valid.csv",
+        header,
+        f"{name}/valid/patient64541/study1/view1_frontal.jpg,Male,73,Frontal,AP,"
+        + ",".join(["0.0"] * 13 + ["1.0"]),
+    )
+    shuffled = CHEXPERT[::-1]  # found by name, whatever their order
+    text(
+        home / "test_labels.csv",
+        ",".join(["Path", *shuffled]),
+        "test/patient64741/study1/view1_frontal.jpg,"
+        + ",".join(["1.0" if n == "Edema" else "0.0" for n in shuffled]),
+    )
+    return root
+
+
+def mimic(root: Path) -> Path:
+    """Packed and plain tables; a study without labels; a picture that is not there."""
+    pictures(
+        root,
+        "files/p10/p10000032/s50414267/02aa804e-bde0afdd.jpg", "files/p10/p10000032/s53189527/2a2277a9-b0ded155.jpg",
+        "files/p19/p19999987/s55368167/58766883-376a15ce.jpg",
+    )  # fmt: skip
+    text(
+        root / "mimic-cxr-2.0.0-split.csv",
+        "dicom_id,study_id,subject_id,split",
+        "02aa804e-bde0afdd,50414267,10000032,train",
+        "2a2277a9-b0ded155,53189527,10000032,train",
+        "58766883-376a15ce,55368167,19999987,validate",
+        "ffffffff-00000000,55368168,19999988,test",
+    )
+    packed = {
+        "metadata": "dicom_id,subject_id,study_id,ViewPosition,Rows,Columns\n"
+        "02aa804e-bde0afdd,10000032,50414267,PA,3056,2544\n2a2277a9-b0ded155,10000032,53189527,LATERAL,3056,2544\n"
+        "58766883-376a15ce,19999987,55368167,,3056,2544\nffffffff-00000000,19999988,55368168,AP,3056,2544\n",
+        "chexpert": ",".join(["subject_id", "study_id", *MIMIC])
+        + "\n10000032,50414267,,,,,,,,,1.0,,,,,\n19999987,55368167,1.0,-1.0"
+        + ",0.0" * 6
+        + ","
+        + ",0.0" * 5
+        + "\n",
+    }
+    for kind, content in packed.items():
+        (root / f"mimic-cxr-2.0.0-{kind}.csv.gz").write_bytes(gzip.compress(content.encode()))
+    return root
+
+
+def covidx(root: Path) -> Path:
+    """A number shared by two sources, a patient with a blank, a source of one class, a picture that is not there."""
+    pictures(root, "train/a.png", "train/b.jpg", "train/c.png", "train/d.png", "test/e.png")
+    text(
+        root / "train.txt",
+        "3 a.png positive cohen",
+        "3 b.jpg negative sirm",
+        "COVID 12 c.png positive sirm",
+        "3 gone.png positive cohen",
+        "5 d.png negative cohen",
+    )
+    text(root / "test.txt", "47c78742-4998 e.png negative rsna")
+    return root
+
+
+def rsna(root: Path) -> Path:
+    """Two boxes of one image; a picture that is not there; two test images without labels."""
+    pictures(root, *(f"stage_2_train_images/{name}.dcm" for name in ("aaaa", "bbbb", "cccc")))
+    pictures(root, "stage_2_test_images/eeee.dcm", "stage_2_test_images/ffff.dcm")
+    text(
+        root / "stage_2_train_labels.csv",
+        "patientId,x,y,width,height,Target",
+        "aaaa,264.0,152.0,213.0,379.0,1",
+        "aaaa,562.0,152.0,256.0,453.0,1",
+        "bbbb,,,,,0",
+        "cccc,,,,,0",
+        "dddd,,,,,0",
+    )
+    text(
+        root / "stage_2_detailed_class_info.csv",
+        "patientId,class",
+        "aaaa,Lung Opacity",
+        "aaaa,Lung Opacity",
+        "bbbb,No Lung Opacity / Not Normal",
+        "cccc,Normal",
+        "dddd,Normal",
+    )
+    text(root / "stage_2_sample_submission.csv", "patientId,PredictionString", "eeee,0.5 0 0 100 100")
+    return root
+
+
+def rsna_mapping(root: Path) -> None:
+    entries = [
+        {"subset_img_id": name, "img_id": f"{number:08d}_000.png"}
+        for name, number in (("aaaa", 7), ("bbbb", 7))
+    ]
+    (root / "pneumonia-challenge-dataset-mappings_2018.json").write_text(json.dumps(entries))
+
+
+def shenzhen(root: Path) -> Path:
+    """Ages in years, months and days, a misspelt sex, an image without a mask and one without a reading."""
+    names = ("CHNCXR_0001_0", "CHNCXR_0044_0", "CHNCXR_0115_0", "CHNCXR_0327_1", "CHNCXR_0330_1")
+    pictures(root, *(f"CXR_png/{name}.png" for name in names))
+    pictures(root, *(f"mask/{name}_mask.png" for name in names[:3]))
+    readings = (
+        "male 45yrs\nnormal",
+        "femal 32yrs\n\nnormal",
+        "male  16month\nnormal",
+        "Female, 64days\nSTB\nPTB in l. lung",
+    )
+    for name, reading in zip(names, readings, strict=False):
+        text(root / "ClinicalReadings" / f"{name}.txt", reading)
+    (root / "NLM-ChinaCXRSet-ReadMe.docx").touch()
+    return root
+
+
+def montgomery(root: Path) -> Path:
+    """Two masks an image, of one image the left alone."""
+    home, names = root / "MontgomerySet", ("MCUCXR_0001_0", "MCUCXR_0104_1", "MCUCXR_0108_1")
+    pictures(home, *(f"CXR_png/{name}.png" for name in names))
+    pictures(home, *(f"ManualMask/leftMask/{name}.png" for name in names))
+    pictures(home, *(f"ManualMask/rightMask/{name}.png" for name in names[:2]))
+    text(home / "ClinicalReadings" / "MCUCXR_0001_0.txt", "Patient's Sex: F", "Patient's Age: 027Y", "normal")
+    text(
+        home / "ClinicalReadings" / "MCUCXR_0104_1.txt",
+        "Patient's Sex: M",
+        "Patient's Age: 040Y",
+        "cavitary nodular infiltrate in RUL;",
+        "active TB",
+    )
+    return root
+
+
+def jsrt(root: Path) -> Path:
+    """Raw files and one converted beside them; records without line breaks; outlines in two folds."""
+    pictures(root, *(f"All247images/{name}.IMG" for name in ("JPCLN001", "JPCLN002", "JPCNN001")))
+    pictures(root, "images/JPCLN001.png", "images/JPCNN002.png")
+    text(
+        root / "Clinical_Information" / "CLNDAT_EN.txt",
+        "JPCLN001.IMG\t5\t15\t53\tmale\t1634\t692\tmalignant\tl.upper lobe\tlung cancer\rJPCLN002.IMG\t3\t30\t?\t"
+        "female\t1614\t1090\tbenign\tl.upper lobe(S5)\tpulmonary hematomaJPCLN003.IMG\todd",
+    )
+    text(root / "Clinical_Information" / "CNNDAT_EN.TXT", "JPCNN001.IMG   62   male   non-nodule")
+    for fold, names in (("1", ("JPCLN001", "JPCNN001")), ("2", ("JPCLN002",))):
+        for part in ("left lung", "right lung", "heart", "left clavicle", "right clavicle"):
+            pictures(root, *(f"scratch/fold{fold}/masks/{part}/{name}.gif" for name in names))
+    (root / "scratch/fold2/masks/right lung/JPCLN002.gif").unlink()
+    return root
+
+
+MADE: dict[str, Callable[[Path], Path]] = {
+    "kermany": kermany,
+    "nih-chestxray14": nih,
+    "chexpert": chexpert,
+    "mimic-cxr-jpg": mimic,
+    "covidx-cxr3": covidx,
+    "rsna-pneumonia": rsna,
+    "shenzhen": shenzhen,
+    "montgomery": montgomery,
+    "jsrt": jsrt,
+}
