@@ -446,7 +446,8 @@ def decode(chunk):  # stands for a codec that kills its process on some images
     for place, reference in enumerate(chunk.references):
         if chunk.first + place not in chunk.unreadable:
             try_image(reference)
-    return Record(chunk.number, chunk.first, "", [], list(chunk.references), sorted(chunk.unreadable.items()))
+    return Record(chunk.number, chunk.first, "", [], list(chunk.references), sorted(chunk.unreadable.items()),
+        [(1, 1)] * len(chunk.references))
 
 def try_image(reference):
     if reference in DEADLY:

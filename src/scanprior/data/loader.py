@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scanprior import keyed
+from scanprior.data.masks import Masks
 from scanprior.data.store import ImageStore
-from scanprior.data.transforms import Augmentation, Preprocessing, augment, to_input
+from scanprior.data.transforms import Augmentation, Preprocessing, augment, augment_with_masks, to_input
 from scanprior.engine import Batch, Order
 
 
@@ -33,6 +34,8 @@ class TrainingSource:
         donors: whether to add donors.
         targets: (n, ...) one target a row, or None.
         weights: (n,) sampling weights, or None for every image once a pass.
+        masks: the images' masks, or None; a batch then holds ``mask`` (B, K, S, S) uint8 in the place of
+            its single view.
     """
 
     def __init__(
@@ -47,10 +50,12 @@ class TrainingSource:
         donors: bool = False,
         targets: Tensor | None = None,
         weights: NDArray[np.float64] | None = None,
+        masks: Masks | None = None,
     ) -> None:
         self.store, self.rows = store, rows
         self.augmentation, self.preprocessing = augmentation, preprocessing
         self.seed, self.views, self.donors, self.targets = seed, views, donors, targets
+        self.masks = masks
         self.order = Order(len(rows), seed, weights)
 
     def __len__(self) -> int:
@@ -59,8 +64,12 @@ class TrainingSource:
     def batch(self, positions: NDArray[np.int64], window: NDArray[np.int64]) -> Batch:
         """Return the batch at ``positions``, a part of the global batch at ``window``."""
         images = self.order(positions)
-        views = self._views(positions, images)
-        batch: Batch = {"views": views, "position": torch.from_numpy(positions)}
+        batch: Batch = {"position": torch.from_numpy(positions)}
+        if self.masks is None:
+            views = self._views(positions, images)
+        else:
+            views, batch["mask"] = self._view_with_masks(positions, images, self.masks)
+        batch["views"] = views
         if self.donors:
             batch["donors"] = self._donors(positions, window, views)
         if self.targets is not None:
@@ -82,6 +91,21 @@ class TrainingSource:
             for view in range(self.views)
         ]
         return torch.stack(made)
+
+    def _view_with_masks(
+        self, positions: NDArray[np.int64], images: NDArray[np.int64], masks: Masks
+    ) -> tuple[Tensor, Tensor]:
+        rows = self.rows[images]
+        view, mask = augment_with_masks(
+            torch.from_numpy(self.store.read(rows)),
+            torch.from_numpy(masks.read(rows)),
+            self.augmentation,
+            self.preprocessing,
+            seed=self.seed,
+            purpose="augment",
+            positions=positions,
+        )
+        return view[None], mask
 
     def _donors(self, positions: NDArray[np.int64], window: NDArray[np.int64], views: Tensor) -> Tensor:
         draws = keyed.uniform(keyed.key(self.seed, "donor"), positions, 1)[:, 0]

@@ -27,6 +27,8 @@ from scanprior.errors import DataError
 
 FORMAT = "scanprior-store"
 VERSION = 1
+OWN_COLUMNS = ("row", "pixels", "height", "width")
+"""Columns of the index that the store adds to the manifest's; such a column of the table is renamed."""
 
 Rows = NDArray[np.int64]
 Sums = NDArray[np.int64]
@@ -42,8 +44,9 @@ class ImageStore(ABC):
         mean, std: per channel, in [0, 1], over the training images (all images without a split).
         fingerprint: 16 hex digits that change with any pixel, cell or setting.
         audit: counts, and every image that was left out, with the reason.
-        frame: one row an image in the order of ``read``: the manifest's columns, ``row`` (0..n-1)
-            and ``pixels`` (digest of the decoded image; equal for identical images).
+        frame: one row an image in the order of ``read``: the manifest's columns, ``row`` (0..n-1),
+            ``pixels`` (digest of the decoded image; equal for identical images), ``height`` and ``width``
+            of the original in pixels.
     """
 
     name: str
@@ -214,7 +217,8 @@ class Store(ImageStore):
 class StoreSet(ImageStore):
     """Several stores that act as one; rows count on from store to store.
 
-    ``frame`` has one more column, ``source`` (the name of the store; made unique). Patient names are
+    ``frame`` has one more column, ``source`` (the name of the store; made unique); ``starts`` holds the
+    first row of every store. Patient names are
     taken as they are: equal ones in two sources are treated as one patient, which can only keep
     images together that would otherwise be divided.
 
@@ -240,7 +244,7 @@ class StoreSet(ImageStore):
         same = all(store.label_columns == first.label_columns for store in stores)
         self.label_columns = list(first.label_columns) if same else []
         self.fingerprint = hashlib.sha256(" ".join(s.fingerprint for s in stores).encode()).hexdigest()[:16]
-        self._starts = np.cumsum([0, *(len(store) for store in stores)])
+        self.starts = np.cumsum([0, *(len(store) for store in stores)])
         images = sum(store.audit["counted"]["images"] for store in stores)
         totals = np.sum([np.array(store.totals, dtype=object) for store in stores], axis=0).tolist()
         self.mean, self.std = moments(totals, images * self.size**2, self.depth)
@@ -256,7 +260,7 @@ class StoreSet(ImageStore):
         }
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return int(self.starts[-1])
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -278,11 +282,11 @@ class StoreSet(ImageStore):
     def _gathered(self, rows: Rows, take: Callable[[Store, Rows], NDArray[Any]]) -> NDArray[Any]:
         rows = np.asarray(rows, dtype=np.int64)
         self._check(rows)
-        which = np.searchsorted(self._starts, rows, side="right") - 1
+        which = np.searchsorted(self.starts, rows, side="right") - 1
         out = None
         for number in np.unique(which) if len(rows) else [0]:
             here = which == number
-            part = take(self.stores[number], rows[here] - self._starts[number])
+            part = take(self.stores[number], rows[here] - self.starts[number])
             out = np.empty((len(rows), *part.shape[1:]), part.dtype) if out is None else out
             out[here] = part
         assert out is not None
@@ -302,6 +306,7 @@ def prepare(
     channels: Literal[1, 3] | None = None,
     depth: Literal[8, 16] = 8,
     fit: Fit = "squash",
+    masks: bool = False,
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> Store:
@@ -319,6 +324,7 @@ def prepare(
             grey and else 3.
         depth: bits per pixel; 16 keeps the grey levels of 16-bit images.
         fit: ``squash``, ``pad`` (on black) or ``crop`` to a square.
+        masks: the manifest's images are masks: read by ``read_mask``, and resized without new values.
         workers: processes that decode; 0 decodes in this one.
         progress: called with (images done, images in all).
 
@@ -327,7 +333,7 @@ def prepare(
     """
     from scanprior.data.store_writer import Preparation
 
-    return Preparation(manifest, Path(out), size, channels, depth, fit).run(workers, progress)
+    return Preparation(manifest, Path(out), size, channels, depth, fit, masks).run(workers, progress)
 
 
 def read_facts(path: Path) -> dict[str, Any] | None:

@@ -24,9 +24,9 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from scanprior.data.fitting import Fit, Pixels, fit_pixels
+from scanprior.data.fitting import Fit, Pixels, fit_mask, fit_pixels
 from scanprior.data.measure import pixel_digest
-from scanprior.data.readers import read_reference
+from scanprior.data.readers import read_mask, read_reference
 from scanprior.errors import DataError, ImageReadError
 
 SHARD_BYTES = 256 * 2**20
@@ -155,6 +155,7 @@ class Record:
         sums: per image and channel, the exact sum of its values and of their squares.
         images: per image, 32 hex digits of the digest of its decoded pixels ("" if unreadable).
         left_out: slot and reason of every unreadable image.
+        sides: per image, height and width of the decoded pixels (0 0 if unreadable).
     """
 
     chunk: int
@@ -163,6 +164,7 @@ class Record:
     sums: list[list[list[int]]]
     images: list[str]
     left_out: list[tuple[int, str]]
+    sides: list[tuple[int, int]]
 
 
 class ColourFound(Exception):
@@ -177,6 +179,7 @@ class ChunkWriter:
         root: folder that relative references start from.
         shards: where to write.
         fit: how an image is made square.
+        masks: the images are masks, whose values stay as they are.
         grey_only: raise ``ColourFound`` at the first colour image.
         grey: the grey shards that recorded chunks are copied from.
     """
@@ -184,6 +187,7 @@ class ChunkWriter:
     root: Path
     shards: Shards
     fit: Fit
+    masks: bool = False
     grey_only: bool = False
     grey: Shards | None = None
 
@@ -194,33 +198,50 @@ class ChunkWriter:
         shards = self.shards
         shape = (len(chunk.references), shards.channels, shards.size, shards.size)
         pixels: Pixels = np.zeros(shape, shards.dtype)
-        digests = [""] * len(chunk.references)
+        digests, sides = [""] * len(chunk.references), [(0, 0)] * len(chunk.references)
         left_out = dict(chunk.unreadable)
         for place, reference in enumerate(chunk.references):
             slot = chunk.first + place
             if slot in left_out:
                 continue
             try:
-                decoded = read_reference(reference, self.root).pixels
+                decoded = self._decoded(reference)
             except ImageReadError as error:
                 left_out[slot] = error.reason
                 continue
             if self.grey_only and decoded.shape[2] != 1:
                 raise ColourFound(reference)
             digests[place] = pixel_digest(decoded).hex()[:32]
-            pixels[place] = fit_pixels(
-                decoded, size=shards.size, channels=shards.channels, depth=shards.depth, fit=self.fit
-            )
-        return self._written(chunk, pixels, digests, sorted(left_out.items()))
+            sides[place] = decoded.shape[0], decoded.shape[1]
+            pixels[place] = self._fitted(decoded)
+        return self._written(chunk, pixels, digests, sides, sorted(left_out.items()))
+
+    def _decoded(self, reference: str) -> Pixels:
+        if self.masks:
+            return read_mask(reference, self.root)[..., None]
+        return read_reference(reference, self.root).pixels
+
+    def _fitted(self, decoded: Pixels) -> Pixels:
+        shards = self.shards
+        if self.masks:
+            return fit_mask(decoded[..., 0], size=shards.size, fit=self.fit)
+        return fit_pixels(
+            decoded, size=shards.size, channels=shards.channels, depth=shards.depth, fit=self.fit
+        )
 
     def _copied(self, chunk: Chunk, recorded: Record, grey: Shards) -> Record:
         pixels: Pixels = np.repeat(
             grey.read(chunk.first, len(chunk.references)), self.shards.channels, axis=1
         )
-        return self._written(chunk, pixels, recorded.images, recorded.left_out)
+        return self._written(chunk, pixels, recorded.images, recorded.sides, recorded.left_out)
 
     def _written(
-        self, chunk: Chunk, pixels: Pixels, digests: list[str], left_out: list[tuple[int, str]]
+        self,
+        chunk: Chunk,
+        pixels: Pixels,
+        digests: list[str],
+        sides: list[tuple[int, int]],
+        left_out: list[tuple[int, str]],
     ) -> Record:
         self.shards.write(chunk.first, pixels)
         return Record(
@@ -230,12 +251,13 @@ class ChunkWriter:
             sums=[[_sums(channel) for channel in image] for image in pixels],
             images=digests,
             left_out=left_out,
+            sides=sides,
         )
 
     def try_image(self, reference: str) -> None:
         """Decode an image and forget it: only to see whether the process survives."""
         try:
-            read_reference(reference, self.root)
+            self._decoded(reference)
         except ImageReadError:
             return
 

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from scanprior.data.fitting import Fit
 from scanprior.data.manifest import Manifest
 from scanprior.data.paths import split_reference
-from scanprior.data.store import FORMAT, VERSION, Store, moments, read_facts, totalled
+from scanprior.data.readers import mask_parts
+from scanprior.data.store import FORMAT, OWN_COLUMNS, VERSION, Store, moments, read_facts, totalled
 from scanprior.data.store_chunks import (
     Chunk,
     ChunkWriter,
@@ -45,7 +46,13 @@ Progress = Callable[[int, int], None]
 
 
 def request_key(
-    manifest: Manifest, *, size: int, channels: int | None = None, depth: int = 8, fit: Fit = "squash"
+    manifest: Manifest,
+    *,
+    size: int,
+    channels: int | None = None,
+    depth: int = 8,
+    fit: Fit = "squash",
+    masks: bool = False,
 ) -> str:
     """Return 16 hex digits of what a store is asked for: table, settings, and size and time of every file.
 
@@ -59,12 +66,15 @@ def request_key(
         "fit": fit,
     }
     settings["division"] = division(size, depth)
+    if masks:
+        settings["content"] = "masks"
     digest = hashlib.sha256(json.dumps([manifest.fingerprint(), settings]).encode())
-    for reference in map(str, manifest.frame["image"]):
-        file, part = split_reference(reference)
-        # As the readers do: a file whose very name ends in #3 is taken by its name.
-        stamp = _stamp(manifest.root / reference) or (_stamp(manifest.root / file) if part else "")
-        digest.update(f"{stamp or 'missing'} ".encode())
+    for value in map(str, manifest.frame["image"]):
+        for reference in mask_parts(value) if masks else (value,):
+            file, part = split_reference(reference)
+            # As the readers do: a file whose very name ends in #3 is taken by its name.
+            stamp = _stamp(manifest.root / reference) or (_stamp(manifest.root / file) if part else "")
+            digest.update(f"{stamp or 'missing'} ".encode())
     return digest.hexdigest()[:16]
 
 
@@ -86,12 +96,18 @@ class Preparation:
     channels: int | None
     depth: int
     fit: Fit
+    masks: bool = False
 
     def run(self, workers: int, progress: Progress | None) -> Store:
         """Make, finish or find the store."""
         self._check_arguments(workers)
         request = request_key(
-            self.manifest, size=self.size, channels=self.channels, depth=self.depth, fit=self.fit
+            self.manifest,
+            size=self.size,
+            channels=self.channels,
+            depth=self.depth,
+            fit=self.fit,
+            masks=self.masks,
         )
         if (finished := self._finished(request)) is not None:
             return finished
@@ -182,6 +198,7 @@ class Preparation:
             root=self.manifest.root,
             shards=shards,
             fit=self.fit,
+            masks=self.masks,
             grey_only=self.channels is None and channels == 1,
             grey=self._shards(1),
         )
@@ -236,7 +253,7 @@ class Preparation:
         mean, std = moments(totals, len(counted) * self.size**2, self.depth)
         settings = {"size": self.size, "channels": shards.channels, "depth": self.depth, "fit": self.fit}
         content = json.dumps([self.manifest.fingerprint(), settings, made.digest])
-        self._write_index(frame, kept, made.images)
+        self._write_index(frame, kept, made)
         _replace(self.out / "statistics.npy", _npy(made.sums))
         facts = {
             "format": FORMAT,
@@ -265,11 +282,12 @@ class Preparation:
         self._remove_traces()
         return Store.open(self.out)
 
-    def _write_index(self, frame: pd.DataFrame, kept: NDArray[np.int64], digests: NDArray[np.bytes_]) -> None:
-        taken = {name: f"{name} (table)" for name in ("row", "pixels") if name in frame.columns}
+    def _write_index(self, frame: pd.DataFrame, kept: NDArray[np.int64], made: _Made) -> None:
+        taken = {name: f"{name} (table)" for name in OWN_COLUMNS if name in frame.columns}
         index = frame.rename(columns=taken).iloc[kept].reset_index(drop=True)
         index["row"] = np.arange(len(kept), dtype=np.int64)
-        index["pixels"] = digests[kept].astype(str)
+        index["pixels"] = made.images[kept].astype(str)
+        index["height"], index["width"] = made.sides[kept].T
         _replace(self.out / "index.parquet", index.to_parquet(index=False))
 
     def _remove_traces(self) -> None:
@@ -296,12 +314,14 @@ class _Made:
     Args:
         sums: (n, C, 2) int64 sums of values and squares, 0 for the unreadable.
         images: (n,) digests of the decoded images.
+        sides: (n, 2) int64 height and width of the decoded images.
         left_out: slot and reason of the unreadable.
         digest: of all stored pixels.
     """
 
     sums: NDArray[np.int64]
     images: NDArray[np.bytes_]
+    sides: NDArray[np.int64]
     left_out: list[tuple[int, str]]
     digest: str
 
@@ -309,14 +329,15 @@ class _Made:
     def gather(cls, journal: Journal, shards: Shards) -> _Made:
         sums = np.zeros((shards.images, shards.channels, 2), dtype=np.int64)
         images = np.zeros(shards.images, dtype="S32")
+        sides = np.zeros((shards.images, 2), dtype=np.int64)
         chunks, left_out = dict[int, str](), dict[int, str]()
         for record in journal.records():
             here = slice(record.first, record.first + len(record.images))
-            sums[here], images[here] = record.sums, record.images
+            sums[here], images[here], sides[here] = record.sums, record.images, record.sides
             chunks[record.chunk] = record.digest
             left_out.update(record.left_out)
         whole = "".join(digest for _, digest in sorted(chunks.items()))
-        return cls(sums, images, sorted(left_out.items()), hashlib.sha256(whole.encode()).hexdigest())
+        return cls(sums, images, sides, sorted(left_out.items()), hashlib.sha256(whole.encode()).hexdigest())
 
 
 def _counted(frame: pd.DataFrame, kept: NDArray[np.int64]) -> tuple[NDArray[np.int64], str]:

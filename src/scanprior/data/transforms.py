@@ -14,11 +14,20 @@ from torch import Tensor
 from scanprior import keyed
 from scanprior.data.augmentation import Augmentation, preset_names, presets
 from scanprior.data.draws import Draws
-from scanprior.data.geometry import placements, warp
+from scanprior.data.geometry import placements, warp, warp_masks
 from scanprior.data.intensity import vary
 from scanprior.data.preprocessing import Preprocessing, normalise, prepare_image, to_input, to_unit
 
-__all__ = ["Augmentation", "Preprocessing", "augment", "prepare_image", "preset_names", "presets", "to_input"]
+__all__ = [
+    "Augmentation",
+    "Preprocessing",
+    "augment",
+    "augment_with_masks",
+    "prepare_image",
+    "preset_names",
+    "presets",
+    "to_input",
+]
 
 
 def augment(
@@ -45,6 +54,40 @@ def augment(
     """
     settings = config.for_view(view)
     draws = Draws(keyed.key(seed, purpose, view), positions)
-    unit = to_unit(images, pre.channels)
-    shown = warp(unit, placements(settings, draws), pre.size, settings.interpolation)
+    return _shown(images, settings, draws, placements(settings, draws), pre)
+
+
+def augment_with_masks(
+    images: Tensor | NDArray[Any],
+    masks: Tensor,
+    config: Augmentation,
+    pre: Preprocessing,
+    *,
+    seed: int,
+    purpose: str,
+    positions: keyed.Positions,
+) -> tuple[Tensor, Tensor]:
+    """Return one augmented view of every image, and its masks in the same place.
+
+    Args:
+        images, config, pre, seed, purpose, positions: as for ``augment``, whose view 0 this is.
+        masks: (B, K, S, S) uint8, as large as the images.
+
+    Returns:
+        (B, C, S, S) float32, normalised, and (B, K, S, S) uint8, S = ``pre.size``; 0 outside the image.
+    """
+    settings = config.for_view(0)
+    draws = Draws(keyed.key(seed, purpose, 0), positions)
+    place = placements(settings, draws)
+    return _shown(images, settings, draws, place, pre), warp_masks(masks, place, pre.size)
+
+
+def _shown(
+    images: Tensor | NDArray[Any],
+    settings: Augmentation,
+    draws: Draws,
+    place: NDArray[Any],
+    pre: Preprocessing,
+) -> Tensor:
+    shown = warp(to_unit(images, pre.channels), place, pre.size, settings.interpolation)
     return normalise(vary(shown, settings, draws), pre)
