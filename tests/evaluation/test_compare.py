@@ -128,7 +128,7 @@ def test_multiclass_pairs() -> None:
         (lambda t: t.assign(label=t["label"].where(t.index != 3)), "label 00003 differently"),
         (lambda t: pd.concat([t, t.iloc[:1]]), "holds 00000 twice"),
         (lambda t: t.drop(columns="label"), "right: has no column 'label'"),
-        (lambda t: t.assign(error=["broken"] + [None] * (len(t) - 1)), "evaluate both on the same images"),
+        (lambda t: t.assign(error="broken"), "every image could not be read"),
     ],
 )
 def test_only_the_same_images_with_the_same_labels(change: Any, said: str) -> None:
@@ -136,3 +136,12 @@ def test_only_the_same_images_with_the_same_labels(change: Any, said: str) -> No
     first.loc[3, "label"] = second.loc[3, "label"] = "normal"
     with pytest.raises(DataError, match=said):
         compare(first, change(second), **HOW, names=("left", "right"), resamples=10)
+
+
+def test_an_image_that_one_could_not_read_is_left_out_of_both() -> None:
+    first, second = pair(np.random.default_rng(3), World(20, 0.5, 0.8))
+    broken = second.assign(error=["broken", *[None] * (len(second) - 1)])
+    result = compare(first, broken, **HOW, resamples=50)
+    assert result["left_out"] == 1 and result["n"] == len(first) - 1
+    assert result["differences"] == compare(first[1:], second[1:], **HOW, resamples=50)["differences"]
+    assert compare(first, second, **HOW, resamples=10)["left_out"] == 0

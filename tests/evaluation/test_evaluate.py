@@ -14,7 +14,7 @@ from prediction_tables import World, multiclass, multilabel
 from sklearn import metrics as reference
 
 from scanprior.errors import DataError
-from scanprior.evaluation import Scorer, curves, delong, evaluate, groups_of, subgroups
+from scanprior.evaluation import Scorer, curves, delong, evaluate, groups_of
 from scanprior.evaluation.intervals import bootstrap_interval
 
 SMALL = settings(deadline=None, max_examples=8)
@@ -189,18 +189,6 @@ def test_patients_where_known_else_images() -> None:
     assert groups_of(pd.DataFrame({"image": ["x", "y"]}))[1] == "image"
     # A patient called like an image without one is still a patient.
     assert len(set(groups_of(pd.DataFrame({"patient": [None, "image 0"]}))[0])) == 2
-
-
-def test_subgroups_are_evaluations_of_the_parts() -> None:
-    table, how = made_by(np.random.default_rng(0), "binary", 80)
-    table["site"] = np.where(np.arange(80) % 4 < 2, "north", "south")
-    found = subgroups(table.assign(error=None), "site", **how, resamples=50)
-    for site, rows in found.groupby("group"):
-        part = evaluate(table[table["site"] == site], **how, resamples=50)["metrics"]
-        wanted = pd.DataFrame(part)
-        pd.testing.assert_frame_equal(rows.drop(columns="group").reset_index(drop=True), wanted)
-    with pytest.raises(DataError, match="no column 'ward'"):
-        subgroups(table, "ward", **how)
 
 
 def test_bands_come_from_the_bootstrap() -> None:

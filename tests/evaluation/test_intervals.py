@@ -16,8 +16,8 @@ from sklearn import metrics as reference
 
 from scanprior import keyed
 from scanprior.evaluation import Ranking, Scorer, delong, percentile_interval, resample_weights, two_sided_p
-from scanprior.evaluation.evaluate import patients_of, resampled
 from scanprior.evaluation.intervals import bootstrap_interval, exact_interval, logit_interval, macro_patients
+from scanprior.evaluation.scoring import patients_of, resampled
 
 Floats = NDArray[np.float64]
 SMALL = settings(deadline=None, max_examples=25)

@@ -12,7 +12,6 @@ from sklearn import metrics as reference
 
 from scanprior.errors import DataError
 from scanprior.evaluation import Ranking, Scorer, auroc, average_precision, cohen_kappa
-from scanprior.evaluation.metrics import why_undefined
 
 SMALL = settings(deadline=None, max_examples=25)
 SEEDS = st.integers(0, 2**31)
@@ -178,7 +177,7 @@ def test_undefined_metrics_have_a_reason(
     assert {key[0] for key, value in values.items() if np.isnan(value)} == set(undefined)
     for metric, name in values:
         if metric in undefined:
-            assert why_undefined(scorer, metric, name) == f"n/a because {undefined[metric]}"
+            assert scorer.why_undefined(metric, name) == f"n/a because {undefined[metric]}"
 
 
 def test_constant_scores_rank_by_chance() -> None:

@@ -3,10 +3,16 @@
 from scanprior.evaluation.bootstrap import percentile_interval, resample_weights, two_sided_p
 from scanprior.evaluation.compare import compare
 from scanprior.evaluation.delong import DeLong, delong
-from scanprior.evaluation.evaluate import evaluate, subgroups
+from scanprior.evaluation.evaluate import evaluate
+from scanprior.evaluation.evaluate_masks import compare_masks, evaluate_masks
+from scanprior.evaluation.gaps import largest_gap
 from scanprior.evaluation.labels import groups_of, positive_of
 from scanprior.evaluation.metrics import Scorer, cohen_kappa
 from scanprior.evaluation.ranking import Ranking, auroc, average_precision
+from scanprior.evaluation.segmentation import dice, iou, mask_metrics, mask_row
+from scanprior.evaluation.shift import shift_score
+from scanprior.evaluation.subgroups import subgroups
+from scanprior.evaluation.surface import hausdorff95, surface_distance
 from scanprior.evaluation.thresholds import choose_thresholds
 
 __all__ = [
@@ -18,12 +24,22 @@ __all__ = [
     "choose_thresholds",
     "cohen_kappa",
     "compare",
+    "compare_masks",
     "delong",
+    "dice",
     "evaluate",
+    "evaluate_masks",
     "groups_of",
+    "hausdorff95",
+    "iou",
+    "largest_gap",
+    "mask_metrics",
+    "mask_row",
     "percentile_interval",
     "positive_of",
     "resample_weights",
+    "shift_score",
     "subgroups",
+    "surface_distance",
     "two_sided_p",
 ]

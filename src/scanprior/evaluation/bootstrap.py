@@ -38,7 +38,7 @@ def resample_weights(groups: NDArray[np.int64], resamples: int, seed: int) -> It
         yield times.astype(np.float64).take(groups, axis=1)
 
 
-def percentile_interval(values: Floats, groups: int, level: float) -> tuple[float, float]:
+def percentile_interval(values: Floats, groups: float, level: float) -> tuple[float, float]:
     """Return the expanded percentile interval of bootstrap values; NaN values take no part.
 
     The percentiles are widened for the bootstrap's narrowness in small samples: alpha' =
@@ -61,7 +61,7 @@ def percentile_interval(values: Floats, groups: int, level: float) -> tuple[floa
     return float(low), float(high)
 
 
-def two_sided_p(differences: Floats, groups: int) -> float:
+def two_sided_p(differences: Floats, groups: float) -> float:
     """Return a bootstrap p-value of no difference, NaN as for ``percentile_interval``.
 
     Twice the smaller tail at 0, one added to each count, and then widened as the interval is: p is
@@ -79,6 +79,6 @@ def two_sided_p(differences: Floats, groups: int) -> float:
     return float(2 * stats.t.sf(stats.norm.isf(plain) / _narrowness(groups), groups - 1))
 
 
-def _narrowness(groups: int) -> float:
+def _narrowness(groups: float) -> float:
     """By how much the bootstrap's standard deviation falls short: it divides by g, not by g - 1."""
     return float(np.sqrt(groups / (groups - 1)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ Floats = NDArray[np.float64]
 
 _SHARES = frozenset({"sensitivity", "specificity", "ppv", "npv", "accuracy"})
 _RANGES = {"kappa": (-1.0, 1.0), "brier": (0.0, 2.0)}
+_UNBOUNDED = frozenset({"hausdorff95", "surface_distance"})
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,13 @@ def bootstrap_interval(
     The bootstrap gives the standard error; the interval is made on the logit scale with Student's t
     [our definition; percentile intervals cover too rarely where a class has few patients or a
     metric is near 1]. A share of exactly 0 or 1 varies in no resample and gets the exact interval.
+    Mean distances, which have no upper end, get the same on the log scale.
     The expected calibration error, whose resamples are biased upwards, gets the basic interval; in
     simulations with 60 to 200 patients that covered 80 to 88 %, every other metric 93 % or more.
 
     Args:
-        metric: name; kappa lies in [-1, 1], the Brier score in [0, 2], the others in [0, 1].
+        metric: name; kappa lies in [-1, 1], the Brier score in [0, 2], distances in [0, inf), the others
+            in [0, 1].
         value: of the whole, not NaN.
         spread: (R,) value in every resample, NaN = undefined there.
         patients: how many patients the metric rests on; degrees of freedom + 1.
@@ -62,10 +66,12 @@ def bootstrap_interval(
     if metric == "ece":
         low, high = _basic_interval(value, known, level)
     else:
-        bottom, top = _RANGES.get(metric, (0.0, 1.0))
         # The bootstrap divides by the number of patients, not by that less one.
         error = float(known.std() * np.sqrt(patients / (patients - 1)))
-        low, high = logit_interval(value, error, patients - 1, level, bottom, top)
+        if metric in _UNBOUNDED:
+            low, high = log_interval(value, error, patients - 1, level)
+        else:
+            low, high = logit_interval(value, error, patients - 1, level, *_RANGES.get(metric, (0.0, 1.0)))
     if np.isnan(low):
         return Interval(reason="no interval because the value lies at an end of its range")
     lost = len(spread) - len(known)
@@ -98,6 +104,19 @@ def logit_interval(
     return float(bottom + low * (top - bottom)), float(bottom + high * (top - bottom))
 
 
+def log_interval(value: float, error: float, freedom: float, level: float) -> tuple[float, float]:
+    """Return an interval of a value above 0, symmetric on the log scale; arguments as for ``logit_interval``.
+
+    Returns:
+        low and high; NaN where the value or the error is not above 0.
+    """
+    if not value > 0 or not error > 0 or not freedom > 0:
+        return float("nan"), float("nan")
+    # exp(700) is near the largest float.
+    reach = min(float(stats.t.ppf((1 + level) / 2, freedom)) * error / value, 700.0)
+    return float(value * np.exp(-reach)), float(min(value * np.exp(reach), np.finfo(np.float64).max))
+
+
 def exact_interval(value: float, patients: int, level: float) -> tuple[float, float]:
     """Return the Clopper-Pearson interval of none (0) or all (1) of so many patients.
 
@@ -107,8 +126,8 @@ def exact_interval(value: float, patients: int, level: float) -> tuple[float, fl
     return (margin, 1.0) if value == 1 else (0.0, 1 - margin)
 
 
-def macro_patients(spreads: list[Floats], patients: list[int]) -> float:
-    """Return how many patients a mean over classes rests on: its degrees of freedom + 1.
+def macro_patients(spreads: Sequence[Floats], patients: Sequence[float]) -> float:
+    """Return how many patients a mean over classes, or a difference of groups, rests on: freedom + 1.
 
     Welch and Satterthwaite's formula over the variances of the classes, with the classes' own degrees
     of freedom (Satterthwaite 1946, Biometrics Bulletin 2:110).

@@ -18,11 +18,9 @@ from numpy.typing import NDArray
 
 from scanprior.evaluation.labels import Task, check_labels, positive_of, probability_of, truth_of
 from scanprior.evaluation.ranking import Ranking
+from scanprior.evaluation.scoring import Key
 
 Floats = NDArray[np.float64]
-Key = tuple[str, str]
-"""Name of the metric; class name, ``macro`` or ``all``."""
-
 BINS = 15
 """Bins of equal width of the expected calibration error (Guo et al. 2017, section 2)."""
 
@@ -110,10 +108,31 @@ class Scorer:
     def counts(self, name: str) -> tuple[int, int | None]:
         """Return how many images take part in the metrics of a class, and how many of them are positive."""
         truth = self.truth.get(name)
-        if truth is None:
-            known = np.stack([~np.isnan(t) for t in self.truth.values()]).any(axis=0)
-            return int(known.sum()), None
-        return int((~np.isnan(truth)).sum()), int((truth == 1).sum())
+        return int(self.known("", name).sum()), None if truth is None else int((truth == 1).sum())
+
+    def known(self, metric: str, name: str) -> NDArray[np.bool_]:
+        """Return (n,) which images take part in a metric."""
+        truth = self.truth.get(name)
+        each = np.stack(list(self.truth.values()) if truth is None else [truth])
+        return np.asarray((~np.isnan(each)).any(axis=0))
+
+    def counted(self, metric: str, name: str) -> dict[str, Any]:
+        """Return ``n`` images and ``positives`` of the row of a metric."""
+        n, positives = self.counts(name)
+        return {"n": n, "positives": positives}
+
+    def why_undefined(self, metric: str, name: str) -> str:
+        """Return the reason why a metric has no value."""
+        n, positives = self.counts(name)
+        if n == 0:
+            return "n/a because no image has this label"
+        if metric in _UNDEFINED and name != "macro":
+            return f"n/a because {_UNDEFINED[metric]}"
+        if positives == 0:
+            return "n/a because no image is positive"
+        if positives == n:
+            return "n/a because no image is negative"
+        return "n/a because no class has a value"
 
     def patients(self, groups: NDArray[np.int64]) -> dict[Key, int]:
         """Return how many patients the metrics rest on, all but the macro means.
@@ -267,17 +286,3 @@ def _mean(values: list[Floats]) -> Floats:
     stacked = np.stack(values)
     defined = ~np.isnan(stacked)
     return _ratio(np.where(defined, stacked, 0.0).sum(axis=0), defined.sum(axis=0).astype(np.float64))
-
-
-def why_undefined(scorer: Scorer, metric: str, name: str) -> str:
-    """Return the reason why a metric has no value."""
-    n, positives = scorer.counts(name)
-    if n == 0:
-        return "n/a because no image has this label"
-    if metric in _UNDEFINED and name != "macro":
-        return f"n/a because {_UNDEFINED[metric]}"
-    if positives == 0:
-        return "n/a because no image is positive"
-    if positives == n:
-        return "n/a because no image is negative"
-    return "n/a because no class has a value"

@@ -1,0 +1,113 @@
+"""The metrics of groups of images: by site, sex, age."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from scanprior.evaluation.bands import groups_by
+from scanprior.evaluation.evaluate import metric_rows
+from scanprior.evaluation.evaluate_masks import MaskScorer
+from scanprior.evaluation.labels import Task, groups_of
+from scanprior.evaluation.metrics import Scorer
+from scanprior.evaluation.scoring import bootstrap_rows, readable
+
+Thresholds = Mapping[str, Mapping[str, Any]]
+GroupTask = Task | Literal["segmentation"]
+
+_FIRST = ["group", "metric", "class", "value", "low", "high", "interval", "n", "patients"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The images of one group and their scorer.
+
+    Attributes:
+        name: value or band of the side column.
+        rows: (m,) their places among the images of all groups.
+        table: of them.
+        scorer: of them.
+    """
+
+    name: Any
+    rows: NDArray[np.intp]
+    table: pd.DataFrame
+    scorer: Scorer | MaskScorer
+
+
+def subgroups(
+    predictions: pd.DataFrame,
+    column: str,
+    *,
+    classes: Sequence[str],
+    task: GroupTask,
+    bands: Sequence[float] | None = None,
+    thresholds: Thresholds | None = None,
+    positive_class: str | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Return the metrics of every group of images: its rows of ``evaluate`` or ``evaluate_masks``.
+
+    Args:
+        predictions: as for ``evaluate``, or as for ``evaluate_masks`` where the task is ``segmentation``.
+        column: the side column that makes the groups. Numbers with more than 10 distinct values are cut at
+            the quartiles of the known ones; images without a value are the group ``unknown``.
+        bands: rising edges of a numeric column, such as [0, 18, 40, 65]: groups ``0–17``, ``18–39``,
+            ``40–64`` and ``65+``; images below the first edge are a group too.
+        classes, task, thresholds, positive_class, resamples, seed, level: as for ``evaluate``.
+
+    Returns:
+        Rows with ``group`` first, and ``patients``: how many patients the ``n`` images are of, None where
+        unknown.
+
+    Raises:
+        DataError: as for ``evaluate`` and ``groups_by``.
+    """
+    table = readable(predictions, column)
+    parts = []
+    for group in split_by(table, groups_by(table, column, bands), classes, task, thresholds, positive_class):
+        numbers, unit = groups_of(group.table)
+        scorer, how = group.scorer, (resamples, seed, level)
+        if isinstance(scorer, Scorer):
+            rows = metric_rows(scorer, numbers, unit, *how)
+        else:
+            rows = bootstrap_rows(scorer, numbers, unit, *how)
+        for row in rows:
+            known = scorer.known(row["metric"], row["class"])
+            patients = len(np.unique(numbers[known])) if unit == "patient" else None
+            parts.append({"group": group.name, **row, "patients": patients})
+    together = pd.DataFrame(parts)
+    return together[[*_FIRST, *(name for name in together.columns if name not in _FIRST)]]
+
+
+def split_by(
+    table: pd.DataFrame,
+    groups: pd.Series,
+    classes: Sequence[str],
+    task: GroupTask,
+    thresholds: Thresholds | None = None,
+    positive_class: str | None = None,
+) -> list[Group]:
+    """Return the groups that ``groups_by`` found, in its order, each with a scorer of its images.
+
+    Raises:
+        DataError: a column is missing, or holds what it cannot.
+    """
+    made = []
+    for code, name in enumerate(groups.cat.categories.tolist()):
+        rows = np.flatnonzero(groups.cat.codes.to_numpy() == code)
+        part = table.iloc[rows].reset_index(drop=True)
+        scorer: Scorer | MaskScorer
+        if task == "segmentation":
+            scorer = MaskScorer(part, classes)
+        else:
+            scorer = Scorer(part, classes, task, thresholds, positive_class)
+        made.append(Group(name, rows, part, scorer))
+    return made
