@@ -246,13 +246,13 @@ def test_efficientnet_lite_layout_is_matched_by_order_and_shape(tmp_path):
 
 
 def test_drop_path_equals_its_definition():
-    layer = KeyedDropPath(0.4, layer=3, seed=7)
+    layer = KeyedDropPath(0.4, layer=3, layers=5, seed=7)
     branch = torch.randn(500, 2, 3)
     positions = np.arange(500) * 3
     with sample_positions(positions):
         dropped = layer(branch)
     for b in range(500):
-        draw = keyed.uniform(keyed.key(7, "drop_path", 3), [positions[b]], 1)[0, 0]
+        draw = keyed.uniform(keyed.key(7, "drop_path"), [positions[b]], 5)[0, 3]
         torch.testing.assert_close(dropped[b], branch[b] / 0.6 if draw >= 0.4 else torch.zeros(2, 3))
     kept = (dropped != 0).flatten(1).any(1).float().mean()
     assert abs(kept - 0.6) < 4 * (0.24 / 500) ** 0.5

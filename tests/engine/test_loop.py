@@ -106,6 +106,15 @@ def test_sigterm_writes_a_checkpoint_and_resumes_bit_equal(tmp_path: Path) -> No
     assert_equal(weights(whole), weights(train(tmp_path / "run", resume=True)))
 
 
+def test_short_epochs_do_not_write_a_checkpoint_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+    monkeypatch.setattr(
+        checkpoint_module.Checkpoints, "save", lambda self, progress, *rest: saved.append(progress.step)
+    )
+    train(tmp_path, checkpoint_every=None, steps=120, batch_size=2 * len(ToySource()))
+    assert saved == [50, 100, 120]
+
+
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(tmp_path / "whole")
     kept = checkpoint_module.save_weights

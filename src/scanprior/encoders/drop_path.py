@@ -15,7 +15,23 @@ from torch import Tensor, nn
 from scanprior import keyed
 from scanprior.keyed import Positions
 
-_positions: ContextVar[NDArray[np.int64] | None] = ContextVar("sample_positions", default=None)
+
+class _Samples:
+    """The samples of a batch, and their draws for every layer, made when the first layer asks."""
+
+    def __init__(self, positions: NDArray[np.int64]) -> None:
+        self.positions = positions
+        self._draws: dict[tuple[int, int], NDArray[np.float64]] = {}
+
+    def draws(self, seed: int, layers: int) -> NDArray[np.float64]:
+        """Return uniform numbers (layers, B)."""
+        if (seed, layers) not in self._draws:
+            made = keyed.uniform(keyed.key(seed, "drop_path"), self.positions, layers)
+            self._draws[seed, layers] = made.T
+        return self._draws[seed, layers]
+
+
+_samples: ContextVar[_Samples | None] = ContextVar("sample_positions", default=None)
 
 
 @contextmanager
@@ -25,29 +41,30 @@ def sample_positions(positions: Positions) -> Iterator[None]:
     For V views of each sample give ``positions * V + view``, so that no two rows are equal.
     """
     places = positions.cpu() if isinstance(positions, Tensor) else positions
-    token = _positions.set(np.asarray(places, dtype=np.int64))
+    token = _samples.set(_Samples(np.asarray(places, dtype=np.int64)))
     try:
         yield
     finally:
-        _positions.reset(token)
+        _samples.reset(token)
 
 
 class KeyedDropPath(nn.Module):
     """Drop a residual branch per sample, as timm's ``DropPath``, by a draw that is keyed.
 
-    Sample at position p keeps the branch of layer l where uniform(key(seed, "drop_path", l), p) ≥ rate;
-    kept branches are scaled by 1/(1 - rate). Huang et al. 2016, arXiv 1603.09382.
+    Sample at position p keeps the branch of layer l where draw l of uniform(key(seed, "drop_path"), p)
+    is ≥ rate; kept branches are scaled by 1/(1 - rate). Huang et al. 2016, arXiv 1603.09382.
 
     Args:
         rate: probability of dropping, in [0, 1).
         layer: number of this layer in the network, which separates its draws from the others'.
+        layers: how many the network has; all are drawn at once.
         seed: seed of the run.
     """
 
-    def __init__(self, rate: float, layer: int, seed: int = 0) -> None:
+    def __init__(self, rate: float, layer: int, layers: int, seed: int = 0) -> None:
         super().__init__()
         self.drop_prob = rate
-        self.layer = layer
+        self.layer, self.layers = layer, layers
         self.seed = seed
 
     def forward(self, branch: Tensor) -> Tensor:
@@ -58,15 +75,14 @@ class KeyedDropPath(nn.Module):
         """
         if not self.training or self.drop_prob == 0:
             return branch
-        positions = _positions.get()
-        if positions is None or len(positions) != len(branch):
-            found = "none are set" if positions is None else f"{len(positions)} are set"
+        samples = _samples.get()
+        if samples is None or len(samples.positions) != len(branch):
+            found = "none are set" if samples is None else f"{len(samples.positions)} are set"
             raise RuntimeError(
                 f"drop path needs the positions of {len(branch)} samples and {found};"
                 " call the encoder inside `with sample_positions(positions):`"
             )
-        key = keyed.key(self.seed, "drop_path", self.layer)
-        kept = keyed.uniform(key, positions, 1)[:, 0] >= self.drop_prob
+        kept = samples.draws(self.seed, self.layers)[self.layer] >= self.drop_prob
         scale = torch.from_numpy(kept / (1 - self.drop_prob)).to(branch.device, branch.dtype)
         return branch * scale.view(-1, *[1] * (branch.ndim - 1))
 
@@ -84,7 +100,7 @@ def key_drop_path(network: nn.Module, seed: int) -> None:
         if isinstance(child, DropPath)
     ]
     for layer, (parent, name, child) in enumerate(found):
-        setattr(parent, name, KeyedDropPath(child.drop_prob, layer, seed))
+        setattr(parent, name, KeyedDropPath(child.drop_prob, layer, len(found), seed))
 
 
 def seed_drop_path(network: nn.Module, seed: int) -> None:

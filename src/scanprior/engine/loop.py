@@ -30,6 +30,9 @@ from scanprior.errors import ConfigError, TrainingError
 
 Validate = Callable[[nn.Module, int], dict[str, float]]
 
+LEAST_STEPS_APART = 50
+"""Between checkpoints at the ends of epochs: with 20 labels an epoch is a step, and writing takes longer."""
+
 
 @dataclass
 class Training:
@@ -98,6 +101,7 @@ class _Loop:
         self.checkpoints = Checkpoints(training.folder / "state")
         self.best_file = training.folder / "state" / "best.safetensors"
         self.stop_signal: int | None = None
+        self.saved_step = 0
 
     def run(self, resume: bool) -> dict[str, Any]:
         training, fabric = self.training, self.fabric
@@ -110,6 +114,7 @@ class _Loop:
         self.progress = (
             self.checkpoints.load(self.raw, optimizer, self.average) if resume else None
         ) or Progress()
+        self.saved_step = self.progress.step
         self.log = MetricsLog(training.folder, self.config, self.progress.step, fabric.is_global_zero)
         self.module, self.optimizer = fabric.setup(self.raw, optimizer)
         self.raw_optimizer = optimizer
@@ -195,7 +200,7 @@ class _Loop:
         if training.on_epoch is not None and (epoch_over or last or step == 1) and self.fabric.is_global_zero:
             training.on_epoch(self.raw, int(step / self.epoch_steps))
         every = self.config.checkpoint_every
-        due = step % every == 0 if every else epoch_over
+        due = step % every == 0 if every else epoch_over and step - self.saved_step >= LEAST_STEPS_APART
         stop = self._stop_asked()
         if due or last or stop:
             self._checkpoint()
@@ -222,6 +227,7 @@ class _Loop:
                     replace_weights(self.raw.state_dict(), self.best_file)
 
     def _checkpoint(self) -> None:
+        self.saved_step = self.progress.step
         self.progress.seconds = time.perf_counter() - self.started
         if self.fabric.is_global_zero:
             self.log.flush()

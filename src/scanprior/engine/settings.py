@@ -44,7 +44,9 @@ class EngineConfig(Config):
     devices: int = Field(1, gt=0, description="processes, one device each")
     strategy: Literal["auto", "ddp"] = Field("auto", description="how several processes work together")
     workers: int = Field(0, ge=0, description="processes that prepare batches; 0 = in the training process")
-    checkpoint_every: int | None = Field(None, gt=0, description="steps; empty = once an epoch")
+    checkpoint_every: int | None = Field(
+        None, gt=0, description="steps; empty = at the ends of epochs, at least 50 steps apart"
+    )
     log_every: int = Field(10, gt=0, description="steps between rows of metrics.jsonl")
     logger: Literal["none", "tensorboard", "wandb"] = Field("none", description="besides metrics.jsonl")
 

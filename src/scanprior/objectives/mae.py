@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -85,9 +85,18 @@ class Decoder(nn.Module):
         mask_tokens = self.mask_token.to(x.dtype).expand(len(x), hidden, -1)
         shuffled = torch.cat([x[:, self.prefix :], mask_tokens], dim=1)
         patches = take(shuffled, ids_restore) + self.position
-        x = self.blocks(torch.cat([x[:, : self.prefix].to(patches.dtype), patches], dim=1))
-        predicted: Tensor = self.predict(self.norm(take(x, wanted + self.prefix)))
+        x = torch.cat([x[:, : self.prefix].to(patches.dtype), patches], dim=1)
+        x = _block_at(self.blocks[-1], self.blocks[:-1](x), wanted + self.prefix)
+        predicted: Tensor = self.predict(self.norm(x))
         return predicted
+
+
+def _block_at(block: Any, tokens: Tensor, ids: Tensor) -> Tensor:
+    """Return the output of a timm block (B, N, D) at some tokens (B, M): only those pass its MLP."""
+    tokens = tokens + block.drop_path1(block.ls1(block.attn(block.norm1(tokens))))
+    tokens = take(tokens, ids)
+    output: Tensor = tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
+    return output
 
 
 @register("mae")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -98,19 +98,24 @@ def head_blocks(spec: str, depth: int) -> list[int]:
     return blocks
 
 
-def encode(encoder: Encoder, images: Tensor, blocks: list[int]) -> tuple[Tensor, Tensor]:
+def encode(
+    encoder: Encoder, images: Tensor, blocks: list[int], *, train_pooled: bool
+) -> tuple[Tensor, Tensor]:
     """Return the head's input (B, N, D) and the pooled vector (B, dim) of images (B, C, H, W).
 
     A ViT's input is the mean of the blocks' outputs after the shared final norm. Networks with a pyramid
-    have one final map, and give that (our definition).
+    have one final map, and give that (our definition). Without ``train_pooled`` no gradient flows through
+    the pooled vector, which is then only good for logging.
     """
     if not isinstance(encoder, VitEncoder):
         features = encoder(images)
-        return features.tokens, features.pooled
+        return features.tokens, features.pooled if train_pooled else features.pooled.detach()
     wanted = sorted({*blocks, encoder.depth - 1})
     outputs = dict(zip(wanted, encoder.block_outputs(images, wanted), strict=True))
     mean = functools.reduce(torch.add, [outputs[i] for i in blocks]) / len(blocks)
-    return encoder.normalize(mean)[:, encoder.num_prefix_tokens :], encoder.pool(outputs[encoder.depth - 1])
+    with torch.set_grad_enabled(train_pooled and torch.is_grad_enabled()):
+        pooled = encoder.pool(outputs[encoder.depth - 1])
+    return encoder.normalize(mean)[:, encoder.num_prefix_tokens :], pooled
 
 
 def patch_statistics(images: Tensor, patch: int) -> tuple[Tensor, Tensor]:
@@ -148,8 +153,13 @@ def l1_sum(output: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor,
 
 
 class GroupReconstruction(Objective):
-    """Corrupt groups of pixels of every view, encode, and rebuild them: what GMML and SiT share."""
+    """Corrupt groups of pixels of every view, encode, and rebuild them: what GMML and SiT share.
 
+    Attributes:
+        trains_pooled: whether the loss reads the pooled vector, or the log alone.
+    """
+
+    trains_pooled: ClassVar[bool] = False
     config: ReconstructionConfig
 
     def __init__(
@@ -193,7 +203,7 @@ class GroupReconstruction(Objective):
     def encode(self, images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return the head's input (B, N, D) and the pooled vector (B, dim)."""
         with sample_positions(positions):
-            return encode(self.encoder, images, self.blocks)
+            return encode(self.encoder, images, self.blocks, train_pooled=self.trains_pooled)
 
     def reconstruction(self, tokens: Tensor, clean: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return the summed absolute error and the number of pixels it is summed over."""

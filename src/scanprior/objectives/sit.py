@@ -66,6 +66,7 @@ class Sit(GroupReconstruction):
         "encoder.drop_path": 0.1,
         "augment.preset": "sit",
     }
+    trains_pooled: ClassVar[bool] = True
     config: SitConfig
 
     def __init__(self, encoder: Encoder, config: SitConfig, *, seed: int) -> None:
