@@ -70,7 +70,10 @@ def test_equal_work_is_checked() -> None:
         check_same("other", lambda: torch.tensor(2.0), lambda: torch.tensor(2.1))
 
 
-@pytest.mark.parametrize("name", ["startup", "reading", "corruption", "bootstrap", "mae_step", "finetuning"])
+@pytest.mark.parametrize(
+    "name",
+    ["startup", "reading", "corruption", "drifts", "bootstrap", "surfaces", "mae_step", "finetuning"],
+)
 def test_benchmark_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCANPRIOR_CACHE", str(tmp_path / "cache"))
     rows = importlib.import_module(f"benchmarks.{name}").run(Settings(tmp_path, quick=True, threads=1))

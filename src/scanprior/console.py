@@ -112,9 +112,9 @@ def evaluation_table(result: dict[str, Any]) -> Table:
 
 def comparison_table(result: dict[str, Any]) -> Table:
     """Return the paired differences of two runs as a table."""
-    table = Table(
-        title=f"{result['names'][0]} minus {result['names'][1]}: {result['n']:,} images", title_justify="left"
-    )
+    gone = f", {result['left_out']:,} unreadable ones left out" if result["left_out"] else ""
+    title = f"{result['names'][0]} minus {result['names'][1]}: {result['n']:,} images{gone}"
+    table = Table(title=title, title_justify="left")
     for column in ("metric", "class", "first", "second", "difference", "95 % interval", "p"):
         table.add_column(column, justify="left" if column in ("metric", "class") else "right")
     for row in result["differences"]:

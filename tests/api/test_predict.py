@@ -89,6 +89,9 @@ def test_predict_reads_npz_dicom_and_folders(
     table = pd.read_parquet(tmp_path / "new" / "p.parquet")
     wanted = [*expected, expected[0], expected[0], expected[2]]
     np.testing.assert_allclose(table["prob:normal"], wanted, rtol=0, atol=1e-6)
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(pixels[0] // 128 * 255).save(tmp_path / "masks" / "one.png")
+    assert len(api.predict(finetuned.path, tmp_path / "masks" / "one.png")) == 1  # where it is asked for
     folder = api.predict(finetuned.path, tmp_path)
     assert len(folder) == 3 and folder["error"].notna().sum() <= 1  # the three DICOM files
 

@@ -103,8 +103,20 @@ def test_the_search_would_find_them(hospital: Path, tmp_path: Path) -> None:
 
 
 def test_patients_are_told_apart_by_a_salted_hash(hospital: Path, tmp_path: Path, scanprior: Command) -> None:
-    for name, salt in (("a", "one"), ("b", "one"), ("c", "two")):
-        said = scanprior("index", hospital, "--out", tmp_path / f"{name}.csv", "--set", f"data.salt={salt}")
+    for name, salt in (("a", "one"), ("b", "one\n"), ("c", "two")):
+        secret = tmp_path / f"{name}.salt"
+        secret.write_text(salt)
+        said = scanprior(
+            "index", hospital, "--out", tmp_path / f"{name}.csv", "--set", f"data.salt_file={secret}"
+        )
         assert said.code == 0, said.err
     first, again, other = (pd.read_csv(tmp_path / f"{name}.csv")["patient"] for name in "abc")
     assert first.nunique() == len(first) == 48 and (first == again).all() and not set(first) & set(other)
+
+
+def test_a_salt_file_that_will_not_do(hospital: Path, tmp_path: Path, scanprior: Command) -> None:
+    (tmp_path / "empty").write_text(" \n")
+    for name, what in (("empty", "is empty"), ("none", "cannot be read")):
+        out = tmp_path / "m.csv"
+        said = scanprior("index", hospital, "--out", out, "--set", f"data.salt_file={tmp_path / name}")
+        assert said.code == 2 and what in said.err and not out.exists()

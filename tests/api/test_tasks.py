@@ -88,15 +88,16 @@ def test_multilabel_under_each_policy(gaps: Path, pretrained: Run, tmp_path: Pat
 
 
 def test_the_policies_differ_only_in_uncertain_labels(gaps: Path, pretrained: Run, tmp_path: Path) -> None:
-    from scanprior.api.finetuning import plan_finetuning, read_labels
+    from scanprior.api.classification import Classification
+    from scanprior.api.finetuning import plan_finetuning
     from scanprior.api.sources import load
 
     targets = {}
     for policy in ("ignore", "zeros", "ones", "soft"):
         options = {**FINETUNING, "data.label_columns": FINDINGS, "task.uncertain": policy}
         config = plan_finetuning(gaps, options=options)
-        images = load([gaps], config.data, Reporter(), need_labels=True)
-        targets[policy] = read_labels(images, config).targets
+        images = load([gaps], config.data, Reporter(), learn="labels")
+        targets[policy] = Classification(images, config).targets
     raw = images.frame[FINDINGS].to_numpy(float)
     unsure = raw == -1
     for policy, found in targets.items():

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scanprior import keyed
-from scanprior.api.finetuning import measure
 from scanprior.encoders import Encoder, EncoderConfig, create_encoder
 from scanprior.tasks.classify import (
     Classifier,
@@ -22,6 +21,7 @@ from scanprior.tasks.classify import (
     resolve_uncertain,
     sampling_weights,
 )
+from scanprior.tasks.measure import measure
 from scanprior.tasks.probe import fit_linear_probe, fit_neighbours
 
 CLASSES = ["a", "b", "c"]

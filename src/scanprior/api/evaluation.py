@@ -11,22 +11,25 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scanprior.api.models import load_classifier
+from scanprior.api.mask_results import evaluate_stored_masks
+from scanprior.api.models import load_classifier, load_segmenter
 from scanprior.api.settings import DataConfig, EvaluationConfig
-from scanprior.api.sources import Images, load
+from scanprior.api.sources import Images, Learn, load
 from scanprior.config import build, merge, nest, parse_settings
 from scanprior.data.loader import evaluation_batches
+from scanprior.data.store import OWN_COLUMNS
 from scanprior.data.transforms import Preprocessing
 from scanprior.engine import Reporter
 from scanprior.engine.checkpoint import write_text
 from scanprior.errors import DataError, RunError
-from scanprior.evaluation import choose_thresholds
+from scanprior.evaluation import choose_thresholds, compare_masks
 from scanprior.evaluation import compare as compare_predictions
 from scanprior.evaluation import evaluate as evaluate_predictions
 from scanprior.run import Run
 from scanprior.tasks.classify import Classifier
+from scanprior.tasks.segment import Segmenter
 
-_NOT_SIDE = {"image", "patient", "split", "label", "mask", "row", "pixels", "source"}
+_NOT_SIDE = {"image", "patient", "split", "label", "mask", "source", *OWN_COLUMNS}
 
 
 def predictions_table(
@@ -183,10 +186,11 @@ def evaluate(
     """
     reporter = reporter or Reporter()
     opened = Run.open(run)
-    model, preprocessing = load_classifier(opened)
+    segments = opened.card["kind"] == "segment"
     kept = opened.config()
     sets = parse_settings(settings)
     config = build(EvaluationConfig, kept.get("evaluation", {}), sets.get("evaluation", {}))
+    model, preprocessing = load_segmenter(opened) if segments else load_classifier(opened)
     if data is None:
         sources, layers = kept["sources"], [kept["data"]]
     else:
@@ -194,16 +198,19 @@ def evaluate(
         own["channels"] = preprocessing.channels
         sources, layers = [str(data)], [own, {"label_map": dict(label_map or {})}]
     data_config = build(DataConfig, merge(*layers, sets.get("data", {})), nest({"exclude_leaks": False}))
-    images = load(sources, data_config, reporter, need_labels=True, divide=data is None)
+    learn: Learn = "masks" if segments else "labels"
+    images = load(sources, data_config, reporter, learn=learn, divide=data is None)
     rows, said = _choose_rows(images, split, own=data is None)
-    table = predictions_table(images, rows, model, preprocessing, config.batch_size)
-    _check_labels(table, model, str(data or "the run's own data"))
-    labelled = with_errors(labelled_only(table, model), images, None if said == "all" else said)
-    thresholds = thresholds_from(_validation_predictions(opened, model), model, config)
     chosen = name or (
         said if data is None else f"{Path(data).stem}-{said}" if said != "all" else Path(data).stem
     )
     _warn_of_training_images(opened, images, rows, reporter)
+    if isinstance(model, Segmenter):
+        return evaluate_stored_masks(opened, model, preprocessing, images, rows, chosen, config, reporter)
+    table = predictions_table(images, rows, model, preprocessing, config.batch_size)
+    _check_labels(table, model, str(data or "the run's own data"))
+    labelled = with_errors(labelled_only(table, model), images, None if said == "all" else said)
+    thresholds = thresholds_from(_validation_predictions(opened, model), model, config)
     return write_evaluation(
         opened, chosen, labelled, model, config, thresholds, str(images.split["fingerprint"]), reporter
     )
@@ -280,11 +287,21 @@ def compare(
             )
         tables.append(pd.read_parquet(file))
         results.append(json.loads(file.with_suffix(".json").read_text()))
+    kinds = [run.card["kind"] for run in runs]
+    if kinds[0] != kinds[1]:
+        raise RunError(
+            f"{first} is a run of kind {kinds[0]} and {second} of kind {kinds[1]}; compare like with like"
+        )
     classes = [run.card["task"]["classes"] for run in runs]
     if classes[0] != classes[1]:
         raise RunError(
             f"{second}: has the classes {', '.join(classes[1])}, {first} has {', '.join(classes[0])}"
         )
+    if runs[0].card["kind"] == "segment":
+        return compare_masks(
+            tables[0], tables[1], classes=classes[0], names=(str(first), str(second)), resamples=resamples,
+            seed=seed,
+        )  # fmt: skip
     return compare_predictions(
         tables[0], tables[1], classes=classes[0], task=runs[0].card["task"]["kind"],
         names=(str(first), str(second)), thresholds=(results[0]["thresholds"], results[1]["thresholds"]),

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from scanprior.config import Tree
 from scanprior.data.transforms import Preprocessing
 from scanprior.encoders import Encoder, EncoderConfig, create_encoder
 from scanprior.encoders import load_weights as load_encoder_weights
@@ -18,39 +17,9 @@ from scanprior.engine.settings import Precision
 from scanprior.errors import RunError
 from scanprior.run import Run
 from scanprior.tasks.classify import Classifier, ClassifyConfig
+from scanprior.tasks.segment import MaskClasses, SegmentConfig, Segmenter
 
-
-def load_parent(parent: str | Path | None) -> tuple[Run | None, Tree]:
-    """Open a parent run; return it and the settings its children take over (encoder, preprocessing)."""
-    if parent is None:
-        return None, {}
-    run = Run.open(parent)
-    pre = run.card["preprocessing"]
-    data = {name: pre[name] for name in ("size", "channels", "depth", "fit", "standardize")}
-    encoder = {
-        name: value
-        for name, value in run.card["encoder"].items()
-        if name not in ("weights", "pretrained", "drop_path")
-    }
-    store_size = run.config().get("data", {}).get("store_size")
-    return run, {"data": {**data, "store_size": store_size}, "encoder": encoder}
-
-
-def parent_card(parent: str | Path | None) -> dict[str, Any] | None:
-    """Return what a card says of its parent, with the parent's own parents."""
-    if parent is None:
-        return None
-    run = Run.open(parent)
-    objective = run.card.get("objective") or {}
-    return {
-        "path": str(parent),
-        "fingerprint": run.fingerprint(),
-        "kind": run.card["kind"],
-        "objective": objective.get("name"),
-        "images": run.card["data"].get("images_used"),
-        "transductive": run.card["data"].get("transductive", False),
-        "parent": run.card.get("parent"),
-    }
+Network = TypeVar("Network", Classifier, Segmenter)
 
 
 def resolve_precision(config: EngineConfig, encoder: str) -> Precision:
@@ -95,18 +64,43 @@ def load_classifier(run: Run) -> tuple[Classifier, Preprocessing]:
         RunError: the run holds no classifier.
         WeightsError: its weights do not fit.
     """
+    task, pre, encoder = _parts(run, "classify")
+    settings = ClassifyConfig.model_validate(task["settings"])
+    state = load_weights(run.weights)
+    images = len(state["head.bank"]) if "head.bank" in state else 0
+    model = Classifier(encoder, task["classes"], task["kind"], settings, bank_images=images)
+    return _filled(model, state, run), pre
+
+
+def load_segmenter(run: Run) -> tuple[Segmenter, Preprocessing]:
+    """Build the segmenter of a run and fill it with the run's weights; errors as ``load_classifier``."""
+    task, pre, encoder = _parts(run, "segment")
+    classes = MaskClasses.from_dict(
+        {"names": task["classes"], "kind": task["kind"], "table": task["mask_values"]}
+    )
+    model = Segmenter(encoder, classes, SegmentConfig.model_validate(task["settings"]))
+    return _filled(model, load_weights(run.weights), run), pre
+
+
+_KINDS = {"classify": "a classifier", "segment": "a segmenter", "pretrain": "a pretrained encoder"}
+
+
+def _parts(run: Run, kind: str) -> tuple[dict[str, Any], Preprocessing, Encoder]:
+    """Return the task, the preprocessing and the empty encoder of a run of some kind."""
     task = run.card.get("task")
     if task is None:
         raise RunError(
             f"{run.path}: a pretrained encoder cannot predict; fine-tune it with --from {run.path}"
         )
+    if run.card["kind"] != kind:
+        found = _KINDS.get(run.card["kind"], run.card["kind"])
+        raise RunError(f"{run.path}: this run is {found}, and {_KINDS[kind]} is needed here")
     pre = Preprocessing.model_validate(run.card["preprocessing"])
     config = EncoderConfig.model_validate({**run.card["encoder"], "pretrained": False, "weights": None})
-    encoder = create_encoder(config, size=pre.size, channels=pre.channels)
-    settings = ClassifyConfig.model_validate(task["settings"])
-    state = load_weights(run.weights)
-    images = len(state["head.bank"]) if "head.bank" in state else 0
-    model = Classifier(encoder, task["classes"], task["kind"], settings, bank_images=images)
+    return task, pre, create_encoder(config, size=pre.size, channels=pre.channels)
+
+
+def _filled(model: Network, state: dict[str, Tensor], run: Run) -> Network:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -114,4 +108,4 @@ def load_classifier(run: Run) -> tuple[Classifier, Preprocessing]:
         raise RunError(
             f"{run.weights}: these weights are not of the network in model.json ({reason})"
         ) from error
-    return model.eval(), pre
+    return model.eval()

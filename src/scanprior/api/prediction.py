@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from scanprior.api.models import load_classifier
+from scanprior.data.folders import scan
 from scanprior.data.paths import split_reference
-from scanprior.data.readers import is_image_path, looks_like_dicom, read_reference
+from scanprior.data.readers import read_reference
 from scanprior.data.readers.array import npz_members
 from scanprior.data.transforms import Preprocessing, prepare_image, to_input
 from scanprior.engine import Reporter
@@ -83,7 +84,9 @@ def _save(table: pd.DataFrame, out: Path) -> None:
 
 
 def expand(paths: str | Path | Sequence[str | Path]) -> Iterator[str]:
-    """Yield image references: files as given, folders searched in sorted order, npz files by member.
+    """Yield image references: files as given, a folder's images in sorted order, npz files by member.
+
+    What ``index`` takes for masks in a folder is no image to predict; a mask named by itself is.
 
     Raises:
         DataError: a path that does not exist.
@@ -91,8 +94,7 @@ def expand(paths: str | Path | Sequence[str | Path]) -> Iterator[str]:
     for given in [paths] if isinstance(paths, (str, Path)) else paths:
         path = Path(given)
         if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.is_file())
-            yield from (str(p) for p in files if is_image_path(p) or (not p.suffix and looks_like_dicom(p)))
+            yield from (str(path / file) for file in scan(path).images)
         elif path.suffix == ".npz" and path.is_file():
             for key, header in npz_members(path).items():
                 if key.endswith("images"):

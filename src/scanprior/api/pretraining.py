@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from scanprior import keyed, objectives
-from scanprior.api.models import load_parent, parent_card, resolve_precision, save_encoder
+from scanprior.api.lineage import inherited_settings, parent_card
+from scanprior.api.models import resolve_precision, save_encoder
+from scanprior.api.session import Session
 from scanprior.api.settings import PretrainConfig, pretrain_config, user_layers
-from scanprior.api.sources import Images, load
+from scanprior.api.sources import Images
 from scanprior.config import Tree, merge
 from scanprior.data.loader import TrainingSource
 from scanprior.data.transforms import Preprocessing
 from scanprior.encoders import create_encoder, load_weights
-from scanprior.engine import Reporter, Training, first_alone, launch
+from scanprior.engine import Reporter, Training
 from scanprior.errors import DataError
 from scanprior.reporting.pictures import reconstruction_grid, save_png
 from scanprior.run import Run, describe
@@ -59,21 +61,15 @@ def pretrain(
     Raises:
         ScanpriorError: anything that the user can mend, in one sentence.
     """
-    reporter = reporter or Reporter()
     settled = plan_pretraining(
         sources, objective=objective, parent=parent, config=config, options=options, settings=settings
     )
-    fabric, path = launch(settled.engine), Path(out)
-    reporter = reporter if fabric.is_global_zero else Reporter()
-    with first_alone(fabric):
-        if fabric.is_global_zero:
-            Run.check(path, settled, resume=resume, overwrite=overwrite)
-        if resume and Run.finished(path):
-            reporter.note(f"{path}: finished already")
-            return Run.open(path)
-        images = load(settled.sources, settled.data, reporter, need_labels=False)
+    session = Session(settled, out, resume=resume, overwrite=overwrite, reporter=reporter)
+    images = session.load("nothing")
+    if images is None:
+        return Run.open(out)
     rows = training_rows(images, settled.data.transductive)
-    preprocessing = _preprocessing(settled, images, rows)
+    preprocessing = images.preprocessing(settled.data, rows)
     module = _module(settled, preprocessing)
     source = TrainingSource(
         images.store,
@@ -84,27 +80,21 @@ def pretrain(
         views=module.views,
         donors=module.needs_donors,
     )
-    pictures = _Pictures(path / "pictures", source, settled, preprocessing)
     training = Training(
         module,
         source,
         settled.engine,
-        path,
-        on_epoch=pictures,
-        reporter=_HealthWatch(reporter),
-        fabric=fabric,
+        session.path,
+        on_epoch=_Pictures(session.path / "pictures", source, settled, preprocessing),
+        reporter=_HealthWatch(session.reporter),
+        fabric=session.fabric,
     )
-    with first_alone(
-        fabric
-    ):  # after all that can be wrong: what was there is not replaced for a typing error
-        if fabric.is_global_zero:
-            run = Run.create(path, settled, resume=resume, overwrite=overwrite)
+    session.create()
     result = training.run(resume=resume)
-    with first_alone(fabric):
-        if fabric.is_global_zero:
-            before = parent_card(settled.parent)
-            _write(run, settled, module, preprocessing, images, rows, result, before)
-    return Run.open(path)
+    with session.results() as run:
+        if run is not None:
+            _write(run, settled, module, preprocessing, images, rows, result)
+    return Run.open(out)
 
 
 def plan_pretraining(
@@ -120,10 +110,9 @@ def plan_pretraining(
     names = [str(s) for s in ([sources] if isinstance(sources, (str, Path)) else sources)]
     given = user_layers(config, {"objective.name": objective, **(options or {})}, settings)
     parent = parent or merge(*given).get("parent")
-    _, inherited = load_parent(parent)
     fixed = {"command": "pretrain", "sources": names, "parent": str(parent) if parent else None}
     name, layers = _objective_name(given)
-    settled = pretrain_config(name, inherited, *layers, fixed)
+    settled = pretrain_config(name, inherited_settings(parent), *layers, fixed)
     settled.engine.precision = resolve_precision(settled.engine, settled.encoder.name)
     return settled
 
@@ -149,21 +138,6 @@ def _objective_name(layers: list[Tree]) -> tuple[str, list[Tree]]:
         name = str(section.get("name", name))
         rest.append({**layer, "objective": {key: value for key, value in section.items() if key != "name"}})
     return name, rest
-
-
-def _preprocessing(config: PretrainConfig, images: Images, rows: NDArray[np.int64]) -> Preprocessing:
-    mean, std = images.store.statistics(rows)
-    data = config.data
-    return Preprocessing(
-        size=data.size,
-        channels=images.store.channels,
-        depth=data.depth,
-        fit=data.fit,
-        stored_size=images.store.size,
-        mean=mean,
-        std=std,
-        standardize=data.standardize,
-    )
 
 
 def _module(config: PretrainConfig, preprocessing: Preprocessing) -> objectives.Objective:
@@ -245,7 +219,6 @@ def _write(
     images: Images,
     rows: NDArray[np.int64],
     result: dict[str, Any],
-    parent: dict[str, Any] | None,
 ) -> None:
     save_encoder(module.exported_encoder(), run.weights)
     seen = images.frame.iloc[rows]
@@ -258,7 +231,7 @@ def _write(
         objective=config.objective.model_dump(mode="json"),
         task=None,
         preprocessing=preprocessing.model_dump(mode="json"),
-        parent=parent,
+        parent=parent_card(config.parent),
         data={
             "sources": images.sources,
             "split": images.split,

@@ -16,6 +16,7 @@ from scanprior.encoders import EncoderConfig
 from scanprior.engine import EngineConfig
 from scanprior.errors import ConfigError
 from scanprior.tasks.classify import ClassifyConfig
+from scanprior.tasks.segment import SegmentConfig
 
 
 class SplitConfig(Config):
@@ -55,9 +56,10 @@ class DataConfig(Config):
     image_column: str | None = Field(None, description="column of a table that names the image")
     patient_column: str | None = Field(None, description="column of a table that names the patient")
     root: str | None = Field(None, description="folder that the image paths of a table start from")
-    salt: str | None = Field(
+    salt_file: str | None = Field(
         None,
-        description="secret mixed into hashed DICOM identifiers; empty = one of this user, made on first use",
+        description="file with the secret that is mixed into hashed DICOM identifiers, for the same hashes on "
+        "several machines; empty = one of this user, made on first use",
     )
     label_columns: list[str] | None = Field(None, description="column of the label, or of every finding")
     label_map: dict[str, str] = Field({}, description="label in the source: label to use instead")
@@ -88,8 +90,9 @@ class LabelsConfig(Config):
 class SelectionConfig(Config):
     """What is measured on the validation images while fine-tuning."""
 
-    metric: Literal["auroc", "accuracy", "loss", "last"] = Field(
-        "auroc", description="the best step by this is kept; last = no selection"
+    metric: Literal["auto", "auroc", "accuracy", "dice", "loss", "last"] = Field(
+        "auto",
+        description="the best step by this is kept; auto = auroc, or dice of masks; last = no selection",
     )
     every: int | None = Field(None, gt=0, description="steps between validations; empty = ten times in all")
 
@@ -136,7 +139,7 @@ class FinetuneConfig(Config):
     data: DataConfig
     encoder: EncoderConfig
     labels: LabelsConfig
-    task: ClassifyConfig
+    task: SerializeAsAny[BaseModel]
     augment: AugmentConfig
     engine: EngineConfig
     selection: SelectionConfig
@@ -171,16 +174,27 @@ FINETUNE_DEFAULTS: Tree = {
 """Our fine-tuning settings for a pretrained encoder, after DeiT's; from scratch there is no layer decay."""
 
 
+TASKS: dict[str, type[Config]] = {"classify": ClassifyConfig, "segment": SegmentConfig}
+"""Settings of every task that a run can be fine-tuned for."""
+
+
 def finetune_config(*layers: Mapping[str, Any]) -> FinetuneConfig:
-    """Build the configuration of a fine-tuning or probing run.
+    """Build the configuration of a fine-tuning or probing run; the last layer that names a task decides.
 
     Raises:
-        ConfigError: an unknown key or a wrong value.
+        ConfigError: an unknown task or key, or a wrong value.
     """
     base: Tree = {
         name: {} for name in FinetuneConfig.model_fields if name not in ("command", "sources", "parent")
     }
-    return build(FinetuneConfig, _with_preset(_layered(base, FINETUNE_DEFAULTS, *layers)))
+    tree = _with_preset(_layered(base, FINETUNE_DEFAULTS, *layers))
+    task = tree["task"].get("name", "classify")
+    if task not in TASKS:
+        raise ConfigError(f"task.name: {task!r} is not known; choose one of {', '.join(TASKS)}")
+    section = create_model(
+        TASKS[task].__name__, __base__=TASKS[task], name=(str, Field(task, pattern=f"^{re.escape(task)}$"))
+    )
+    return build(create_model("FinetuneConfig", __base__=FinetuneConfig, task=(section, Field())), tree)
 
 
 def user_layers(

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -17,11 +18,15 @@ from numpy.typing import NDArray
 from scanprior.api.settings import DataConfig
 from scanprior.data.index import index as index_source
 from scanprior.data.manifest import Manifest
+from scanprior.data.masks import Masks, mask_columns, prepare_masks
 from scanprior.data.split import assign_splits, split_fingerprint
 from scanprior.data.store import ImageStore, Store, concatenate, prepare
 from scanprior.data.store_writer import request_key
+from scanprior.data.transforms import Preprocessing
 from scanprior.engine import Reporter
-from scanprior.errors import DataError
+from scanprior.errors import ConfigError, DataError
+
+Learn = Literal["nothing", "labels", "masks"]
 
 
 @dataclass
@@ -34,6 +39,7 @@ class Images:
         sources: what the card says of every source.
         split: what the card says of the split.
         leakage: what the card says of patients and duplicates across the split.
+        masks: the images' masks, where they are learned from.
     """
 
     store: ImageStore
@@ -41,10 +47,19 @@ class Images:
     sources: list[dict[str, object]]
     split: dict[str, object]
     leakage: dict[str, object]
+    masks: Masks | None = None
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Return the rows of a split, in order."""
         return np.flatnonzero((self.frame["split"] == split).to_numpy()).astype(np.int64)
+
+    def preprocessing(self, data: DataConfig, rows: NDArray[np.int64]) -> Preprocessing:
+        """Return what a network that is trained on some rows will expect; mean and deviation are theirs."""
+        mean, std = self.store.statistics(rows)
+        return Preprocessing(
+            size=data.size, channels=self.store.channels, depth=data.depth, fit=data.fit,
+            stored_size=self.store.size, mean=mean, std=std, standardize=data.standardize,
+        )  # fmt: skip
 
 
 def cache_folder() -> Path:
@@ -53,6 +68,23 @@ def cache_folder() -> Path:
     return (
         Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "scanprior"
     )
+
+
+def salt_of(data: DataConfig) -> str:
+    """Return the secret for hashing identifiers: of the file named, or this user's own.
+
+    Raises:
+        ConfigError: the file cannot be read or is empty.
+    """
+    if data.salt_file is None:
+        return own_salt()
+    try:
+        secret = Path(data.salt_file).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"data.salt_file: {data.salt_file} cannot be read as text ({error})") from None
+    if not secret:
+        raise ConfigError(f"data.salt_file: {data.salt_file} is empty; put a long random text into it")
+    return secret
 
 
 def own_salt() -> str:
@@ -78,7 +110,7 @@ def read_manifest(source: str | Path, data: DataConfig) -> Manifest:
         image_column=data.image_column,
         patient_column=data.patient_column,
         root=data.root,
-        salt=data.salt or own_salt(),
+        salt=salt_of(data),
     )
     return map_labels(manifest, data.label_map)
 
@@ -165,25 +197,32 @@ def load(
     data: DataConfig,
     reporter: Reporter,
     *,
-    need_labels: bool,
+    learn: Learn,
     divide: bool = True,
 ) -> Images:
     """Open all sources and divide them.
 
     A source with a split keeps it; of one that has only train and test, validation images are cut
-    from train. A source with labels and no split is divided by ``data.split``; without labels, all
+    from train. A source with labels or masks and no split is divided by ``data.split``; without, all
     its images are for training. Every source is divided by itself, so that pretraining on
     several and fine-tuning on one of them agree.
 
+    Args:
+        sources: folders, tables, manifests or stores.
+        data: how to read them.
+        reporter: shows progress.
+        learn: what of them is learned from; masks are prepared only then.
+        divide: whether to divide what has no split.
+
     Raises:
-        DataError: no source, or sources that do not fit together.
+        DataError: no source, sources that do not fit together, or none of what is to be learned from.
     """
     if not sources:
         raise DataError("no source given; name a folder, a table, a manifest or a store")
     stores = [open_store(source, data, reporter) for source in sources]
     frames = []
     for store in stores:
-        frame = _divided(store, data, need_labels) if divide else _as_it_is(store)
+        frame = _divided(store, data, learn) if divide else _as_it_is(store)
         frames.append(frame.assign(source=store.name))
     together = concatenate(stores)
     frame = pd.concat(frames, ignore_index=True)
@@ -193,7 +232,30 @@ def load(
     if data.exclude_leaks:
         _exclude_leaks(images, reporter)
     images.split = split_card(images.frame, data)
+    if learn == "masks":
+        images.masks = _masks(stores, data, reporter)
     return images
+
+
+def _masks(stores: Sequence[Store], data: DataConfig, reporter: Reporter) -> Masks:
+    """Prepare the masks of the stores in the cache, beside their images where these are there."""
+
+    def place(store: Store, manifest: Manifest) -> Path:
+        request = request_key(manifest, size=store.size, channels=1, fit=store.fit, masks=True)
+        key = hashlib.sha256(f"{request} {store.root}".encode()).hexdigest()[:16]
+        return cache_folder() / f"{manifest.name}-{store.size}px-{key}"
+
+    masks = prepare_masks(stores, place, workers=data.workers, progress=reporter.preparing)
+    if masks is None:
+        raise DataError(
+            "the sources name no masks; give a table with a mask column, a masks/ folder beside the images, or "
+            "files called IMAGE_mask.png"
+        )
+    gone = f"; {len(masks.left_out)} cannot be used" if masks.left_out else ""
+    reporter.note(f"{int(masks.has.sum()):,} of {len(masks.has):,} images have a mask{gone}")
+    for entry in masks.left_out[:5]:
+        reporter.note(f"left out {entry['mask']}: {entry['reason']}")
+    return masks
 
 
 def _as_it_is(store: Store) -> pd.DataFrame:
@@ -201,11 +263,12 @@ def _as_it_is(store: Store) -> pd.DataFrame:
     return frame if "split" in frame else frame.assign(split=pd.Series(pd.NA, index=frame.index, dtype="str"))
 
 
-def _divided(store: Store, data: DataConfig, need_labels: bool) -> pd.DataFrame:
+def _divided(store: Store, data: DataConfig, learn: Learn) -> pd.DataFrame:
     manifest = store.manifest()
     has_split = "split" in manifest.frame and manifest.frame["split"].notna().any()
-    if not manifest.label_columns and not has_split:
-        if need_labels:
+    supervised = manifest.label_columns or mask_columns(manifest.frame)
+    if not supervised and not has_split:
+        if learn == "labels":
             raise DataError(
                 f"{store.name}: there are no labels; give a table with a label column, or class folders"
             )

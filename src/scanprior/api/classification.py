@@ -1,0 +1,139 @@
+"""Fine-tuning for classification."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from scanprior import keyed
+from scanprior.api.evaluation import evaluate_splits
+from scanprior.api.settings import FinetuneConfig
+from scanprior.api.sources import Images
+from scanprior.api.work import Rows, Work
+from scanprior.data.loader import TrainingSource, evaluation_batches
+from scanprior.data.manifest import Manifest
+from scanprior.data.transforms import Preprocessing
+from scanprior.encoders import Encoder
+from scanprior.engine import Reporter
+from scanprior.errors import DataError
+from scanprior.run import Run
+from scanprior.tasks.classify import (
+    Classifier,
+    ClassifyConfig,
+    Kind,
+    balance_weights,
+    resolve_uncertain,
+    sampling_weights,
+)
+from scanprior.tasks.measure import measure
+from scanprior.tasks.probe import fit_linear_probe, fit_neighbours
+
+
+class Classification(Work):
+    """Multi-class or multi-label classification from the label columns of the sources.
+
+    Attributes:
+        task_kind: multi-class or multi-label.
+        classes: names in the order of the logits.
+        targets: (N,) class numbers or (N, findings) values, for every row of the store.
+
+    Raises:
+        DataError: no labels, fewer than two classes, no labelled training or validation image.
+    """
+
+    kind = "classify"
+    learns = "labels"
+    metric = "auroc"
+    task_kind: Kind
+    classes: list[str]
+    targets: NDArray[np.float64]
+
+    def __init__(self, images: Images, config: FinetuneConfig) -> None:
+        super().__init__(images, config)
+        assert isinstance(config.task, ClassifyConfig)
+        self.settings = config.task
+        frame, columns = images.frame, images.store.label_columns
+        if not columns:
+            raise DataError("the sources hold no labels; give a table with a label column, or class folders")
+        self.task_kind = "multiclass" if columns == ["label"] else "multilabel"
+        if self.task_kind == "multiclass":
+            self.classes = Manifest(frame[frame["split"] == "train"], Path(), columns).classes
+            if len(self.classes) < 2:
+                raise DataError(
+                    f"the training images have {len(self.classes)} class ({', '.join(self.classes)}); two are needed"
+                )
+            numbers = {name: number for number, name in enumerate(self.classes)}
+            self.targets = np.asarray(frame["label"].map(numbers), dtype=np.float64)
+            known = ~np.isnan(self.targets)
+        else:
+            self.classes = columns
+            values = frame[columns].to_numpy(np.float64)
+            draws = keyed.uniform(
+                keyed.key(config.engine.seed, "uncertain"), frame["row"].to_numpy(), len(columns)
+            )
+            self.targets = resolve_uncertain(values, self.settings, draws)
+            known = np.asarray((~np.isnan(self.targets)).any(axis=1))
+        self.divide(known, frame, columns, "labelled image")
+
+    def network(self, encoder: Encoder) -> Classifier:
+        """Return the encoder with a head."""
+        classes, train = self.classes, self.targets[self.train]
+        balanced = self.settings.balance == "loss"
+        weights = balance_weights(train, self.task_kind, len(classes)) if balanced else None
+        return Classifier(
+            encoder, classes, self.task_kind, self.settings, weights, len(train), self.config.engine.seed
+        )
+
+    def source(self, preprocessing: Preprocessing) -> TrainingSource:
+        """Return the training batches."""
+        targets = self.targets[self.train]
+        balanced = self.settings.balance == "sampling"
+        tensor = torch.from_numpy(targets)
+        return TrainingSource(
+            self.images.store,
+            self.train,
+            augmentation=self.config.augment,
+            preprocessing=preprocessing,
+            seed=self.config.engine.seed,
+            targets=tensor.long() if self.task_kind == "multiclass" else tensor.float(),
+            weights=sampling_weights(targets, self.task_kind, len(self.classes)) if balanced else None,
+        )
+
+    def validate(self, module: nn.Module, preprocessing: Preprocessing) -> dict[str, float]:
+        """Measure loss, AUROC, average precision and accuracy on the validation images."""
+        assert isinstance(module, Classifier)
+        found = module.predict(self._batches(self.val, preprocessing))
+        return measure(found.astype(np.float64), self.targets[self.val], self.task_kind)
+
+    def probe(self, model: Classifier, preprocessing: Preprocessing) -> dict[str, Any]:
+        """Fit the head on frozen features, without the loop."""
+
+        def features(rows: Rows) -> Tensor:
+            with torch.no_grad():
+                made = [model.encoder(batch).pooled.float() for batch in self._batches(rows, preprocessing)]
+            return torch.cat(made) if made else torch.zeros(0, model.encoder.dim)
+
+        model.eval()
+        train, targets = features(self.train), self.targets[self.train]
+        if self.settings.head == "knn":
+            return fit_neighbours(model, train, targets)
+        return fit_linear_probe(model, train, targets, features(self.val), self.targets[self.val], measure)
+
+    def _batches(self, rows: Rows, preprocessing: Preprocessing) -> Any:
+        return evaluation_batches(self.images.store, rows, preprocessing, self.config.evaluation.batch_size)
+
+    def card(self) -> dict[str, Any]:
+        """Return kind and classes."""
+        return {"kind": self.task_kind, "classes": self.classes}
+
+    def write_results(
+        self, run: Run, module: nn.Module, preprocessing: Preprocessing, reporter: Reporter
+    ) -> None:
+        """Predict validation and test images, and evaluate."""
+        assert isinstance(module, Classifier)
+        evaluate_splits(run, self.images, module, preprocessing, self.config.evaluation, reporter)

@@ -1,0 +1,103 @@
+"""What fine-tuning does differently for every task."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from torch import nn
+
+from scanprior.api.settings import FinetuneConfig
+from scanprior.api.sources import Images, Learn
+from scanprior.data.loader import TrainingSource
+from scanprior.data.split import label_budget
+from scanprior.data.transforms import Preprocessing
+from scanprior.encoders import Encoder
+from scanprior.engine import Reporter
+from scanprior.errors import DataError
+from scanprior.run import Run
+
+Rows = NDArray[np.int64]
+
+
+class Work(ABC):
+    """One fine-tuning of a task: which images it uses, its network, its validation, its results.
+
+    Attributes:
+        kind: of the run's card.
+        learns: what of the sources is learned from.
+        metric: the validation metric that selects the step where the user names none.
+        train, val: rows of the store that are trained on, after the budget, and validated on.
+    """
+
+    kind: ClassVar[str]
+    learns: ClassVar[Learn]
+    metric: ClassVar[str]
+    train: Rows
+    val: Rows
+
+    def __init__(self, images: Images, config: FinetuneConfig) -> None:
+        self.images, self.config = images, config
+
+    @abstractmethod
+    def network(self, encoder: Encoder) -> nn.Module:
+        """Return the encoder with what the task puts on it."""
+
+    @abstractmethod
+    def source(self, preprocessing: Preprocessing) -> TrainingSource:
+        """Return the training batches."""
+
+    @abstractmethod
+    def validate(self, module: nn.Module, preprocessing: Preprocessing) -> dict[str, float]:
+        """Measure the network, in evaluation mode, on the validation images."""
+
+    @abstractmethod
+    def card(self) -> dict[str, Any]:
+        """Return what the card says of the task beside its settings: kind, classes."""
+
+    @abstractmethod
+    def write_results(
+        self, run: Run, module: nn.Module, preprocessing: Preprocessing, reporter: Reporter
+    ) -> None:
+        """Predict validation and test images, and evaluate."""
+
+    def selecting(self) -> str | None:
+        """Return the validation metric whose best step is kept, greater is better; None = the last step."""
+        chosen = self.config.selection.metric
+        return {"auto": self.metric, "loss": "negative_loss", "last": None}.get(chosen, chosen)
+
+    def divide(self, usable: NDArray[np.bool_], frame: pd.DataFrame, columns: list[str], what: str) -> None:
+        """Set ``train`` and ``val``: the usable rows of their splits, the budget applied.
+
+        Args:
+            usable: (N,) whether a row has what the task learns from.
+            frame: (N rows) with the columns by which a budget is stratified, and patient.
+            columns: their names.
+            what: how an error calls an image that has it.
+
+        Raises:
+            DataError: no such image in training, or in validation where a step is to be selected.
+        """
+        config = self.config
+        train, val = (self.images.rows(name) for name in ("train", "val"))
+        train, val = train[usable[train]], val[usable[val]]
+        if not len(train):
+            raise DataError(f"no {what} in the training split")
+        if not len(val) and config.selection.metric != "last":
+            raise DataError(
+                f"no {what} in the validation split; give one in the split column, change data.split.fractions, "
+                "or train without selection: --set selection.metric=last"
+            )
+        self.train, self.val = self._budget(train, frame, columns), val
+
+    def _budget(self, train: Rows, frame: pd.DataFrame, columns: list[str]) -> Rows:
+        labels = self.config.labels
+        if labels.count is None and labels.fraction is None:
+            return train
+        chosen = label_budget(
+            frame.iloc[train], columns, count=labels.count, fraction=labels.fraction, seed=labels.seed
+        )
+        return np.sort(train[chosen])

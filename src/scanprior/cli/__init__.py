@@ -1,0 +1,7 @@
+"""The command line: one thin function a command, heavy imports inside."""
+
+from scanprior.cli.app import app, main
+
+from scanprior.cli import data, training, results, about  # isort: skip  # the order of --help
+
+__all__ = ["about", "app", "data", "main", "results", "training"]

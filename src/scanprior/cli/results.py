@@ -1,0 +1,85 @@
+"""Commands about a run: evaluate, compare, predict, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scanprior.cli.app import app, console_reporter, say
+from scanprior.cli.options import Map, Sets, pairs
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A fine-tuned run.")],
+    data: Annotated[str | None, typer.Option("--data", help="Other images with labels.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="train, val, test or all.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the evaluation.")] = None,
+    maps: Map = None,
+    sets: Sets = None,
+) -> None:
+    """Measure a run on its test images, or as it is on another hospital's, with 95 % intervals."""
+    from scanprior import api
+
+    label_map = pairs(maps) if maps else None
+    result = api.evaluate(
+        run,
+        data=data,
+        split=split,
+        name=name,
+        label_map=label_map,
+        settings=sets or [],
+        reporter=console_reporter(),
+    )
+    say(f"wrote {run / 'evaluations' / (result['name'] + '.json')}", f"next: scanprior report {run}")
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A fine-tuned run.")],
+    second: Annotated[Path, typer.Argument(help="Another one, evaluated on the same images.")],
+    evaluation: Annotated[str | None, typer.Option("--evaluation", help="Which; default test.")] = None,
+    out: Annotated[Path | None, typer.Option("--json", help="Write the comparison as JSON.")] = None,
+) -> None:
+    """Compare two runs on the same images: paired differences with intervals."""
+    import json
+
+    from scanprior import api
+    from scanprior.console import comparison_table, console
+
+    result = api.compare(first, second, evaluation=evaluation)
+    console.print(comparison_table(result))
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1))
+        say(f"wrote {out}")
+    say(f"next: scanprior report {first}")
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="A fine-tuned run.")],
+    paths: Annotated[list[str], typer.Argument(help="Image files and folders, DICOM included.")],
+    out: Annotated[Path, typer.Option("--out", help="Table to write, .csv or .parquet.")],
+) -> None:
+    """Predict raw images: one row each, probabilities or the error."""
+    from scanprior import api
+
+    table = api.predict(run, paths, out=out, reporter=console_reporter())
+    errors = int(table["error"].notna().sum())
+    say(f"wrote {out}: {len(table):,} rows, {errors} with an error", f"next: scanprior report {run}")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Default: report.html in the run.")] = None,
+    thumbnails: Annotated[bool, typer.Option(help="Show the most wrong images.")] = True,
+) -> None:
+    """Write one self-contained page about a run."""
+    from scanprior import api
+
+    page = api.report(run, out=out, thumbnails=thumbnails)
+    say(f"wrote {page}", f"next: open {page} in a browser")
