@@ -5,9 +5,10 @@
     python experiments/main_job.py table --data DATA --work RUNS
 
 ``RUNS`` must hold the pretrained runs ``gmml`` and ``mae`` (docs/results/main-job.md has the commands).
-Every initialisation is tuned alike: the same grid of learning rates at 50 and 500 labels, the same number
-of steps, the best step of each run, all chosen on validation AUROC; nothing is chosen on test images.
-A run that is there already is not repeated, so the script goes on where it was stopped.
+Every initialisation is tuned alike, on validation AUROC: a grid of learning rates at 50 and at 500 labels,
+then three times the steps with the best of them; and of every run the best of ten steps is kept. Nothing is
+chosen on test images. A run that is there already is not repeated, so the script goes on where it was
+stopped; ``--inits scratch mae`` does a part.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 CONFIGURATION = RESULTS / "main-job"
@@ -29,8 +30,9 @@ INITS = ("scratch", "gmml", "mae")
 BUDGETS = (20, 50, 100, 500)
 SEEDS = (0, 1, 2, 3, 4)
 TUNING_SEED = 100
-TUNED_AT = {20: 50, 50: 50, 100: 500, 500: 500}
+TUNED_AT = {20: 50, 50: 50, 100: 50, 500: 500}
 RATES = (2e-4, 5e-4, 1.5e-3)
+STEPS = (150, 450)
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,17 @@ class Job:
     labels: int
     seed: int
     lr: float
+    steps: int
 
     def folder(self, work: Path) -> Path:
         """Return the run's folder."""
-        return work / "finetuned" / f"{self.task}-{self.init}-{self.labels}-seed{self.seed}-lr{self.lr:g}"
+        name = f"{self.task}-{self.init}-{self.labels}-seed{self.seed}-lr{self.lr:g}-steps{self.steps}"
+        return work / "finetuned" / name
+
+    def validated(self, work: Path) -> float:
+        """Return the validation AUROC of the step that was kept."""
+        card = json.loads((self.folder(work) / "model.json").read_text())
+        return float(card["training"]["selected_value"])
 
 
 def train(job: Job, data: Path, work: Path) -> str:
@@ -69,6 +78,7 @@ def train(job: Job, data: Path, work: Path) -> str:
                 "labels.seed": job.seed,
                 "engine.seed": job.seed,
                 "engine.lr": job.lr,
+                "engine.steps": job.steps,
                 "engine.layer_decay": 1.0 if job.init == "scratch" else 0.75,
             },
             overwrite=True,
@@ -105,37 +115,46 @@ def write_rest_of_nih(data: Path, work: Path) -> None:
     table[~table["image"].isin(seen)].to_csv(work / "nih-rest.csv", index=False)
 
 
-def tuning_jobs() -> list[Job]:
-    """Return the grid."""
+def rate_jobs(inits: Sequence[str] = INITS) -> list[Job]:
+    """Return the grid of learning rates."""
     return [
-        Job(task, init, labels, TUNING_SEED, lr)
+        Job(task, init, labels, TUNING_SEED, lr, STEPS[0])
         for labels in sorted(set(TUNED_AT.values()))
         for task in TASKS
-        for init in INITS
+        for init in inits
         for lr in RATES
     ]
 
 
-def chosen_rates(work: Path) -> dict[str, float]:
-    """Return the best learning rate by task, initialisation and tuned budget."""
-    best: dict[str, tuple[float, float]] = {}
-    for job in tuning_jobs():
-        card = json.loads((job.folder(work) / "model.json").read_text())
-        value = float(card["training"]["selected_value"])
-        place = f"{job.task}/{job.init}/{job.labels}"
-        best[place] = max(best.get(place, (-1.0, 0.0)), (value, job.lr))
-    return {place: lr for place, (_, lr) in best.items()}
+def steps_jobs(work: Path, inits: Sequence[str] = INITS) -> list[Job]:
+    """Return the longer runs, each with the best learning rate of the grid."""
+    return [replace(job, steps=STEPS[1]) for job in best_of(rate_jobs(inits), work).values()]
 
 
-def final_jobs(work: Path) -> list[Job]:
+def best_of(jobs: Iterable[Job], work: Path) -> dict[tuple[str, str, int], Job]:
+    """Return the job of the best validation AUROC by task, initialisation and labels."""
+    best: dict[tuple[str, str, int], Job] = {}
+    for job in jobs:
+        place = (job.task, job.init, job.labels)
+        if place not in best or job.validated(work) > best[place].validated(work):
+            best[place] = job
+    return best
+
+
+def chosen(work: Path, inits: Sequence[str] = INITS) -> dict[tuple[str, str, int], Job]:
+    """Return the job whose learning rate and steps are used, by task, initialisation and tuned budget."""
+    return best_of([*rate_jobs(inits), *steps_jobs(work, inits)], work)
+
+
+def final_jobs(work: Path, inits: Sequence[str] = INITS) -> list[Job]:
     """Return the runs of the table, seed by seed."""
-    rates = chosen_rates(work)
+    tuned = chosen(work, inits)
     return [
-        Job(task, init, labels, seed, rates[f"{task}/{init}/{TUNED_AT[labels]}"])
+        replace(tuned[task, init, TUNED_AT[labels]], labels=labels, seed=seed)
         for seed in SEEDS
         for labels in BUDGETS
         for task in TASKS
-        for init in INITS
+        for init in inits
     ]
 
 
@@ -155,18 +174,23 @@ def main() -> None:
     parser.add_argument("step", choices=("tune", "run", "table"))
     parser.add_argument("--data", type=Path, required=True, help="folder with kermany, shenzhen, nih_half")
     parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--inits", nargs="+", choices=INITS, default=list(INITS))
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     data, work = arguments.data.resolve(), arguments.work.resolve()
+    inits = arguments.inits
     if arguments.step == "table":
         from main_job_table import write_table
 
-        write_table(work, final_jobs(work), chosen_rates(work), RESULTS)
+        write_table(work, final_jobs(work), chosen(work), RESULTS)
         return
     write_rest_of_nih(data, work)
-    jobs: list[Any] = tuning_jobs() if arguments.step == "tune" else final_jobs(work)
-    run_all(jobs, data, work, arguments.workers)
+    if arguments.step == "tune":
+        run_all(rate_jobs(inits), data, work, arguments.workers)
+        run_all(steps_jobs(work, inits), data, work, arguments.workers)
+    else:
+        run_all(final_jobs(work, inits), data, work, arguments.workers)
 
 
 if __name__ == "__main__":

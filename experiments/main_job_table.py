@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ SETS = {("pneumonia", "test"): "kermany, official test", ("tuberculosis", "test"
         ("pneumonia", "nih"): "nih_half, patients of no pretraining (adults, another hospital)"}  # fmt: skip
 
 
-def write_table(work: Path, jobs: Iterable[Any], rates: dict[str, float], out: Path) -> None:
-    """Write ``main-job.json`` and print the tables as Markdown.
+def write_table(work: Path, jobs: Iterable[Any], tuned: dict[tuple[str, str, int], Any], out: Path) -> None:
+    """Write ``main-job/results.json`` and print the tables as Markdown.
 
     Args:
         work: folder of the runs.
         jobs: all fine-tuning runs of the table.
-        rates: chosen learning rates, recorded with the results.
+        tuned: what was chosen on validation, recorded with the results.
         out: folder of the results.
     """
     rows: list[dict[str, Any]] = []
@@ -32,7 +33,8 @@ def write_table(work: Path, jobs: Iterable[Any], rates: dict[str, float], out: P
         part = [job for job in jobs if job.task == task]
         for labels in sorted({job.labels for job in part}):
             rows += _budget(work, [job for job in part if job.labels == labels], evaluation, where, labels)
-    (out / "main-job" / "results.json").write_text(json.dumps({"rates": rates, "rows": rows}, indent=1))
+    chosen = [{**asdict(job), "validation_auroc": job.validated(work)} for job in tuned.values()]
+    (out / "main-job" / "results.json").write_text(json.dumps({"tuned": chosen, "rows": rows}, indent=1))
     print("\n".join(_markdown(rows)))
 
 
