@@ -302,6 +302,58 @@ def test_after_kill_9_it_goes_on_and_ends_the_same(tmp_path: Path, colour: tuple
     assert not left, "worker processes outlive the one that started them"
 
 
+TOGETHER = """
+import sys, time
+from pathlib import Path
+import pandas as pd
+from scanprior.data.manifest import Manifest
+from scanprior.data.store import prepare
+
+if __name__ == "__main__":
+    root = Path(sys.argv[1])
+    names = sorted(path.name for path in root.iterdir())
+    manifest = Manifest(pd.DataFrame({"image": names}), root, name="made")
+    print("ready", flush=True)
+    sys.stdin.readline()
+    store = prepare(manifest, sys.argv[2], size=8, workers=0, progress=lambda *_: time.sleep(0.03))
+    print(store.fingerprint, store.frame["pixels"].nunique())
+"""
+
+
+def test_processes_that_prepare_the_same_store_at_once_get_the_same(tmp_path: Path) -> None:
+    manifest = write_images(tmp_path / "in", 300)
+    whole = prepare(manifest, tmp_path / "whole", size=8, workers=0)
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    source = str(Path(store_writer.__file__).parents[2])
+    runs = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(manifest.root), str(tmp_path / "out")],
+            env={**os.environ, "PYTHONPATH": source}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    for run in runs:
+        assert run.stdout is not None and run.stdout.readline() == "ready\n"
+    for run in runs:
+        assert run.stdin is not None
+        run.stdin.write("go\n")
+        run.stdin.flush()
+    ends = [run.communicate(timeout=60) for run in runs]
+    assert [out for out, _ in ends] == [f"{whole.fingerprint} 300\n"] * 3, ends
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    assert any("another process is writing here; waiting" in said for _, said in ends)
+
+
+def test_a_journal_that_lost_records_makes_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = write_images(tmp_path / "in", 5)
+    monkeypatch.setattr(store_writer.Journal, "records", lambda _: iter(()))
+    with pytest.raises(DataError, match=r"knows 0 of the 5 images.*Prepare it again"):
+        prepare(manifest, tmp_path / "out", size=8, workers=0)
+    assert not (tmp_path / "out" / "store.json").exists()
+
+
 def _processes(word: str) -> list[str]:
     lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
     return [line.decode() for line in lines if word.encode() in line]

@@ -24,6 +24,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scanprior.data.fitting import Fit
+from scanprior.data.folder_lock import locked
 from scanprior.data.manifest import Manifest
 from scanprior.data.paths import split_reference
 from scanprior.data.readers import mask_parts
@@ -109,12 +110,15 @@ class Preparation:
             fit=self.fit,
             masks=self.masks,
         )
-        if (finished := self._finished(request)) is not None:
-            return finished
+        if self.out.exists() and not self.out.is_dir():
+            raise DataError(f"{self.out}: a file is here; name a folder for the store")
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            records, shards = self._all_chunks(request, workers, progress)
-            return self._finish(records, shards, request)
+            with locked(self.out):
+                if (finished := self._finished(request)) is not None:
+                    return finished
+                records, shards = self._all_chunks(request, workers, progress)
+                return self._finish(records, shards, request)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -153,9 +157,7 @@ class Preparation:
             log.info("%s: finished before, used as it is", self.out)
             self._remove_traces()
             return store
-        if self.out.exists() and not self.out.is_dir():
-            raise DataError(f"{self.out}: a file is here; name a folder for the store")
-        if self.out.is_dir() and any(self.out.iterdir()) and not any(self.out.glob("journal-*.jsonl")):
+        if any(self.out.iterdir()) and not any(self.out.glob("journal-*.jsonl")):
             raise DataError(
                 f"{self.out}: the folder holds something else; name a new or empty one for the store"
             )
@@ -330,12 +332,18 @@ class _Made:
         sums = np.zeros((shards.images, shards.channels, 2), dtype=np.int64)
         images = np.zeros(shards.images, dtype="S32")
         sides = np.zeros((shards.images, 2), dtype=np.int64)
-        chunks, left_out = dict[int, str](), dict[int, str]()
+        chunks, left_out, found = dict[int, str](), dict[int, str](), 0
         for record in journal.records():
             here = slice(record.first, record.first + len(record.images))
             sums[here], images[here], sides[here] = record.sums, record.images, record.sides
             chunks[record.chunk] = record.digest
             left_out.update(record.left_out)
+            found += len(record.images)
+        if found != shards.images:
+            raise DataError(
+                f"{journal.path}: knows {found:,} of the {shards.images:,} images; its file was changed while the "
+                "store was made. Prepare it again, one process at a time"
+            )
         whole = "".join(digest for _, digest in sorted(chunks.items()))
         return cls(sums, images, sides, sorted(left_out.items()), hashlib.sha256(whole.encode()).hexdigest())
 
