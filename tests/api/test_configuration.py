@@ -10,7 +10,10 @@ import yaml
 
 from api.conftest import FROM_PARENT, PRETRAINING, Command, words
 from scanprior import api, objectives
+from scanprior.api import session
+from scanprior.api.pretraining import plan_pretraining
 from scanprior.config import dump_yaml, load_yaml
+from scanprior.engine import Reporter
 from scanprior.run import Run
 
 FINDINGS = ["consolidation", "effusion", "cardiomegaly", "nodule"]
@@ -108,3 +111,25 @@ def test_layer_decay_is_for_encoders_that_have_learned_something(tmp_path: Path)
     )
     asked = api.plan_finetuning("labels.csv", settings=["engine.layer_decay=0.9"])
     assert [plan.engine.layer_decay for plan in (scratch, warm, asked)] == [None, 0.75, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("native", "precision", "warns"), [(False, "bf16", True), (True, "bf16", False), (False, "32", False)]
+)
+def test_slow_arithmetic_is_said(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: bool, precision: str, warns: bool
+) -> None:
+    class Heard(Reporter):
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+    monkeypatch.setattr(session, "cpu_computes_bf16", lambda: native)
+    settled = plan_pretraining(
+        phantoms, objective="mae", options={"engine.precision": precision, "engine.accelerator": "cpu"}
+    )
+    heard = Heard()
+    session.Session(settled, tmp_path / "run", resume=False, overwrite=False, reporter=heard)
+    assert any("many times slower" in note for note in heard.notes) == warns

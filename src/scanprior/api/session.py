@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from scanprior.api.models import cpu_computes_bf16
 from scanprior.api.settings import FinetuneConfig, PretrainConfig
 from scanprior.api.sources import Images, Learn, load
 from scanprior.engine import Reporter, first_alone, launch
@@ -40,6 +41,11 @@ class Session:
         self.resume, self.overwrite = resume, overwrite
         self.fabric = launch(config.engine)
         self.reporter = (reporter or Reporter()) if self.fabric.is_global_zero else Reporter()
+        if self.fabric.device.type == "cpu" and config.engine.precision == "bf16" and not cpu_computes_bf16():
+            self.reporter.note(
+                "warning: engine.precision=bf16, and no bf16 arithmetic was found in this processor: training may be "
+                "many times slower than with 32"
+            )
 
     def load(self, learn: Learn) -> Images | None:
         """Check the run folder and load the images; None where the run is finished already.
