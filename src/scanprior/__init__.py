@@ -12,13 +12,18 @@ from typing import Any
 __version__ = "0.1.0"
 
 _VERBS = (
-    "check", "compare", "evaluate", "finetune", "index", "prepare", "predict", "pretrain", "probe", "report",
+    "check", "compare", "drift", "evaluate", "finetune", "index", "prepare", "predict", "pretrain", "probe",
+    "report", "shift", "study",
 )  # fmt: skip
 
 __all__ = ["__version__", *_VERBS]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "study":
+        from scanprior.studies import study
+
+        return study
     if name in _VERBS:
         from scanprior import api
 

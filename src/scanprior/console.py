@@ -128,3 +128,46 @@ def comparison_table(result: dict[str, Any]) -> Table:
             f"{row['p']:.3g}" if row["p"] is not None else "n/a",
         )  # fmt: skip
     return table
+
+
+def drift_table(result: dict[str, Any]) -> Table:
+    """Return what every drift at every severity changes, of the first metric of the whole set or class."""
+    first = next(row for row in result["rows"] if row["value"] is not None)
+    key = (first["metric"], first["class"])
+    title = f"{key[0]} of {key[1]}: {result['n']:,} images; unchanged {first['value']:.3f}"
+    table = Table(title=title, title_justify="left")
+    for column in ("drift", "severity", "value", "95 % interval", "difference", "95 % interval ", "p"):
+        table.add_column(column, justify="left" if column == "drift" else "right")
+    for row in result["rows"]:
+        if (row["metric"], row["class"]) != key or not row["severity"]:
+            continue
+        table.add_row(
+            row["kind"], str(row["severity"]), _number(row["value"], ".3f"), _range(row["low"], row["high"], ".3f"),
+            _number(row["difference"], "+.3f"), _range(row["difference_low"], row["difference_high"], "+.3f"),
+            _number(row["p"], ".3g"),
+        )  # fmt: skip
+    return table
+
+
+def shift_sentence(result: dict[str, Any]) -> str:
+    """Return in a sentence whether images differ from a reference."""
+    if result["flag"] is None:
+        return f"no verdict: {result['reason']}"
+    verdict = (
+        "the target differs from the reference"
+        if result["flag"]
+        else "no shift was found, which does not show that there is none"
+    )
+    return (
+        f"{verdict}: p {result['p']:.3g}, MMD {result['mmd']['value']:.4f}, a classifier tells the sets apart with "
+        f"AUROC {result['classifier']['auroc']:.3f} ({result['patients']['reference']:,} against "
+        f"{result['patients']['target']:,} {result['unit']}s)"
+    )
+
+
+def _number(value: float | None, form: str) -> str:
+    return "n/a" if value is None else format(value, form)
+
+
+def _range(low: float | None, high: float | None, form: str) -> str:
+    return "n/a" if low is None or high is None else f"{low:{form}} – {high:{form}}"

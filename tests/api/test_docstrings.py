@@ -10,7 +10,7 @@ import pkgutil
 import pytest
 
 import scanprior
-from scanprior import api
+from scanprior import api, studies
 
 MODULES = [
     module.name
@@ -34,7 +34,7 @@ VERBS = [name for name in scanprior.__all__ if name != "__version__"]
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_is_in_the_package_and_says_what_it_takes(verb: str) -> None:
-    function = getattr(api, verb)
+    function = getattr(studies if verb == "study" else api, verb)
     assert function is getattr(scanprior, verb)
     text = inspect.getdoc(function) or ""
     named = [name for name in inspect.signature(function).parameters if name not in ("arguments",)]

@@ -12,18 +12,19 @@ if TYPE_CHECKING:
     from scanprior.api.prediction import predict
     from scanprior.api.pretraining import plan_pretraining, pretrain
     from scanprior.api.reporting import report
+    from scanprior.api.robustness import drift, shift
 
 _MODULES = {
     "check": "data", "index": "data", "prepare": "data",
     "pretrain": "pretraining", "plan_pretraining": "pretraining",
     "finetune": "finetuning", "plan_finetuning": "finetuning", "probe": "finetuning",
     "evaluate": "evaluation", "compare": "evaluation",
-    "predict": "prediction", "report": "reporting",
+    "predict": "prediction", "report": "reporting", "drift": "robustness", "shift": "robustness",
 }  # fmt: skip
 
 __all__ = [
-    "check", "compare", "evaluate", "finetune", "index", "plan_finetuning", "plan_pretraining", "predict",
-    "prepare", "pretrain", "probe", "report",
+    "check", "compare", "drift", "evaluate", "finetune", "index", "plan_finetuning", "plan_pretraining",
+    "predict", "prepare", "pretrain", "probe", "report", "shift",
 ]  # fmt: skip
 
 

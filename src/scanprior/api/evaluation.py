@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from numpy.typing import NDArray
 from scanprior.api.mask_results import evaluate_stored_masks
 from scanprior.api.models import load_classifier, load_segmenter
 from scanprior.api.settings import DataConfig, EvaluationConfig
-from scanprior.api.sources import Images, Learn, load
+from scanprior.api.sources import Images, Learn, load, renamed, side_columns
 from scanprior.config import build, merge, nest, parse_settings
 from scanprior.data.loader import evaluation_batches
-from scanprior.data.store import OWN_COLUMNS
+from scanprior.data.store import ImageStore
 from scanprior.data.transforms import Preprocessing
 from scanprior.engine import Reporter
 from scanprior.engine.checkpoint import write_text
@@ -28,8 +29,6 @@ from scanprior.evaluation import evaluate as evaluate_predictions
 from scanprior.run import Run
 from scanprior.tasks.classify import Classifier
 from scanprior.tasks.segment import Segmenter
-
-_NOT_SIDE = {"image", "patient", "split", "label", "mask", "source", *OWN_COLUMNS}
 
 
 def predictions_table(
@@ -43,9 +42,8 @@ def predictions_table(
     if "source" in frame and frame["source"].nunique() > 1 and table["patient"].notna().any():
         table["patient"] = frame["source"] + "/" + frame["patient"]  # one without a name stays without
     findings = [] if model.kind == "multiclass" else model.classes
-    for name in frame.columns:
-        if name not in _NOT_SIDE and name not in images.store.label_columns:
-            table[name] = frame[name]
+    for name in side_columns(images):
+        table[name] = frame[name]
     table["split"] = frame["split"]
     if model.kind == "multiclass":
         table["label"] = frame.get("label")
@@ -62,7 +60,7 @@ def with_errors(table: pd.DataFrame, images: Images, split: str | None = None) -
     rows = [
         {"image": gone["image"], "split": gone.get("split"), "error": gone["reason"]}
         for gone in images.store.audit["left_out"]
-        if split is None or gone.get("split") == split
+        if split is None or gone.get("split") in (("val", "test") if split == "held-out" else (split,))
     ]
     if not rows:
         return table
@@ -172,7 +170,9 @@ def evaluate(
     Args:
         run: a fine-tuned run.
         data: other images with labels; None = the run's own sources.
-        split: which split of the data; default test where there is one, else every image.
+        split: which split of the data, ``held-out`` for val and test together, ``all``; default test where there
+            is one, else every image. Other data without a split are divided for it as the run's own are, so that
+            ``held-out`` leaves out what a pretraining on them has seen.
         name: of the evaluation; default the name of the data and split.
         label_map: labels of the data: labels of the run.
         settings: ``evaluation.resamples=1000``, ``data.label_columns=[...]``, and so on.
@@ -185,6 +185,82 @@ def evaluate(
         ScanpriorError: no labels in common, another number of channels, and so on.
     """
     reporter = reporter or Reporter()
+    subject = open_subject(
+        run, data=data, split=split, label_map=label_map, settings=settings, reporter=reporter
+    )
+    opened, model, images, rows = subject.run, subject.model, subject.images, subject.rows
+    chosen = name or subject.name
+    _warn_of_training_images(opened, images, rows, reporter)
+    if isinstance(model, Segmenter):
+        return evaluate_stored_masks(
+            opened, model, subject.preprocessing, images, rows, chosen, subject.config, reporter
+        )
+    labelled = with_errors(
+        subject.predictions(model), images, None if subject.split == "all" else subject.split
+    )
+    thresholds = subject.thresholds(model)
+    return write_evaluation(
+        opened,
+        chosen,
+        labelled,
+        model,
+        subject.config,
+        thresholds,
+        str(images.split["fingerprint"]),
+        reporter,
+    )
+
+
+@dataclass
+class Subject:
+    """A fine-tuned run and the images it is to be looked at on.
+
+    Attributes:
+        run, model, preprocessing: the run and what it holds.
+        images: all images of the data.
+        rows: those of the split.
+        split: train, val, test, held-out or all.
+        name: of an evaluation of them.
+        data: what the user calls the data.
+        config: how results are made.
+    """
+
+    run: Run
+    model: Classifier | Segmenter
+    preprocessing: Preprocessing
+    images: Images
+    rows: NDArray[np.int64]
+    split: str
+    name: str
+    data: str
+    config: EvaluationConfig
+
+    def predictions(self, model: Classifier, store: ImageStore | None = None) -> pd.DataFrame:
+        """Predict the images that have a label; ``store`` = the same images, changed.
+
+        Raises:
+            DataError: there is none, or a label is no class of the run.
+        """
+        images = self.images if store is None else replace(self.images, store=store)
+        table = predictions_table(images, self.rows, model, self.preprocessing, self.config.batch_size)
+        _check_labels(table, model, self.data)
+        return labelled_only(table, model)
+
+    def thresholds(self, model: Classifier) -> dict[str, Any] | None:
+        """Return the operating thresholds that the run chose on its validation images."""
+        return thresholds_from(_validation_predictions(self.run, model), model, self.config)
+
+
+def open_subject(
+    run: str | Path,
+    *,
+    data: str | Path | None,
+    split: str | None,
+    label_map: Mapping[str, str] | None,
+    settings: Iterable[str],
+    reporter: Reporter,
+) -> Subject:
+    """Open a fine-tuned run and images for it; arguments as for ``evaluate``."""
     opened = Run.open(run)
     segments = opened.card["kind"] == "segment"
     kept = opened.config()
@@ -194,32 +270,31 @@ def evaluate(
     if data is None:
         sources, layers = kept["sources"], [kept["data"]]
     else:
-        own = {n: kept["data"][n] for n in ("size", "store_size", "depth", "fit", "workers")}
+        own = {n: kept["data"][n] for n in ("size", "store_size", "depth", "fit", "split", "workers")}
         own["channels"] = preprocessing.channels
-        sources, layers = [str(data)], [own, {"label_map": dict(label_map or {})}]
+        sources, layers = [str(data)], [own]
     data_config = build(DataConfig, merge(*layers, sets.get("data", {})), nest({"exclude_leaks": False}))
     learn: Learn = "masks" if segments else "labels"
-    images = load(sources, data_config, reporter, learn=learn, divide=data is None)
+    divide = data is None or split in ("train", "val", "test", "held-out")
+    images = load(sources, data_config, reporter, learn=learn, divide=divide)
+    if label_map:  # after the division, which is then the one that a training on these data makes
+        images.frame = images.frame.assign(label=renamed(images.frame, label_map, str(data)))
     rows, said = _choose_rows(images, split, own=data is None)
-    chosen = name or (
-        said if data is None else f"{Path(data).stem}-{said}" if said != "all" else Path(data).stem
-    )
-    _warn_of_training_images(opened, images, rows, reporter)
-    if isinstance(model, Segmenter):
-        return evaluate_stored_masks(opened, model, preprocessing, images, rows, chosen, config, reporter)
-    table = predictions_table(images, rows, model, preprocessing, config.batch_size)
-    _check_labels(table, model, str(data or "the run's own data"))
-    labelled = with_errors(labelled_only(table, model), images, None if said == "all" else said)
-    thresholds = thresholds_from(_validation_predictions(opened, model), model, config)
-    return write_evaluation(
-        opened, chosen, labelled, model, config, thresholds, str(images.split["fingerprint"]), reporter
-    )
+    stem = "" if data is None else Path(data).stem
+    name = "-".join(part for part in (stem, "" if said == "all" and stem else said) if part)
+    what = str(data or "the run's own data")
+    return Subject(opened, model, preprocessing, images, rows, said, name, what, config)
 
 
 def _choose_rows(images: Images, split: str | None, *, own: bool) -> tuple[NDArray[np.int64], str]:
     if split is None:
         split = "test" if (images.frame["split"] == "test").any() else ("val" if own else "all")
-    rows = np.arange(len(images.frame), dtype=np.int64) if split == "all" else images.rows(split)
+    if split == "all":
+        rows = np.arange(len(images.frame), dtype=np.int64)
+    elif split == "held-out":
+        rows = np.sort(np.concatenate([images.rows("val"), images.rows("test")]))
+    else:
+        rows = images.rows(split)
     if not len(rows):
         found = ", ".join(sorted(images.frame["split"].dropna().unique())) or "none"
         raise DataError(f"--split {split}: no image is in it; the splits of this data are: {found}")

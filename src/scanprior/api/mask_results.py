@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scanprior.api.settings import EvaluationConfig
-from scanprior.api.sources import Images
+from scanprior.api.sources import Images, side_columns
 from scanprior.api.work import Rows
 from scanprior.data.fitting import unfit_maps
 from scanprior.data.loader import evaluation_batches
@@ -48,17 +48,23 @@ def measure_masks(
     rows: Rows,
     preprocessing: Preprocessing,
     batch_size: int = 64,
+    store: ImageStore | None = None,
 ) -> pd.DataFrame:
     """Measure the predicted masks of stored images against the mask files, at the files' own size.
 
+    Args:
+        model, images, masks, rows, preprocessing, batch_size: what to measure, on what.
+        store: the same images, changed; None = as they are.
+
     Returns:
-        One row an image, with the columns of ``mask_row``, ``patient``, ``split`` and ``error``.
+        One row an image, with the columns of ``mask_row``, ``patient``, ``split``, side columns and ``error``.
     """
     made = []
-    for part, maps in predicted_maps(model, images.store, rows, preprocessing, batch_size):
+    kept = ["patient", "split", *side_columns(images)]
+    for part, maps in predicted_maps(model, store or images.store, rows, preprocessing, batch_size):
         for row, probability in zip(part, maps, strict=True):
             entry: dict[str, Any] = {"image": images.frame["image"].iloc[row], "error": None}
-            for name in ("patient", "split"):
+            for name in kept:
                 entry[name] = images.frame[name].iloc[row] if name in images.frame else None
             try:
                 truth = true_masks(model.classes, images, masks, int(row))

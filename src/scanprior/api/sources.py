@@ -20,7 +20,7 @@ from scanprior.data.index import index as index_source
 from scanprior.data.manifest import Manifest
 from scanprior.data.masks import Masks, mask_columns, prepare_masks
 from scanprior.data.split import assign_splits, split_fingerprint
-from scanprior.data.store import ImageStore, Store, concatenate, prepare
+from scanprior.data.store import OWN_COLUMNS, ImageStore, Store, concatenate, prepare
 from scanprior.data.store_writer import request_key
 from scanprior.data.transforms import Preprocessing
 from scanprior.engine import Reporter
@@ -60,6 +60,15 @@ class Images:
             size=data.size, channels=self.store.channels, depth=data.depth, fit=data.fit,
             stored_size=self.store.size, mean=mean, std=std, standardize=data.standardize,
         )  # fmt: skip
+
+
+_NOT_SIDE = {"image", "patient", "split", "label", "source", *OWN_COLUMNS}
+
+
+def side_columns(images: Images) -> list[str]:
+    """Return the columns that say more of an image: site, age, sex, view; not labels and masks."""
+    known = {*_NOT_SIDE, *images.store.label_columns, *mask_columns(images.frame)}
+    return [str(name) for name in images.frame.columns if name not in known]
 
 
 def cache_folder() -> Path:
@@ -127,14 +136,31 @@ def map_labels(manifest: Manifest, names: Mapping[str, str]) -> Manifest:
         raise DataError(
             f"{manifest.name}: data.label_map renames the values of one label column, this has none"
         )
-    present = set(manifest.frame["label"].dropna())
+    labels = renamed(manifest.frame, names, manifest.name)
+    return replace(manifest, frame=manifest.frame.assign(label=labels))
+
+
+def renamed(frame: pd.DataFrame, names: Mapping[str, str], what: str) -> pd.Series:
+    """Return the labels of a table with other names.
+
+    Args:
+        frame: with a column ``label``.
+        names: old name: new name.
+        what: how an error calls the data.
+
+    Raises:
+        DataError: there is no such column, or a label to rename does not occur.
+    """
+    if "label" not in frame:
+        raise DataError(f"{what}: a label map renames the values of one label column, this has none")
+    present = set(frame["label"].dropna())
     for old in names:
         if old not in present:
             raise DataError(
-                f"data.label_map: {old!r} does not occur; the labels are {', '.join(sorted(present))}"
+                f"{what}: the label {old!r} of the label map does not occur; the labels are "
+                f"{', '.join(map(str, sorted(present)))}"
             )
-    frame = manifest.frame.assign(label=manifest.frame["label"].replace(dict(names)))
-    return replace(manifest, frame=frame)
+    return frame["label"].replace(dict(names))
 
 
 def open_store(source: str | Path, data: DataConfig, reporter: Reporter) -> Store:

@@ -1,4 +1,4 @@
-"""Commands about a run: evaluate, compare, predict, report."""
+"""Commands about a run: evaluate, compare, drift, shift, predict, report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from scanprior.cli.options import Map, Sets, pairs
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A fine-tuned run.")],
     data: Annotated[str | None, typer.Option("--data", help="Other images with labels.")] = None,
-    split: Annotated[str | None, typer.Option("--split", help="train, val, test or all.")] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="train, val, test, held-out (val and test) or all.")
+    ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the evaluation.")] = None,
     maps: Map = None,
     sets: Sets = None,
@@ -56,6 +58,54 @@ def compare(
         out.write_text(json.dumps(result, indent=1))
         say(f"wrote {out}")
     say(f"next: scanprior report {first}")
+
+
+@app.command()
+def drift(
+    run: Annotated[Path, typer.Argument(help="A fine-tuned run.")],
+    kinds: Annotated[
+        str | None, typer.Option("--kinds", help="Such as gamma,noise; default all eight.")
+    ] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Other images with labels.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="As for evaluate.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Key of everything random in the drifts.")] = 0,
+    sets: Sets = None,
+) -> None:
+    """Measure a run on synthetically changed images: eight kinds of drift, five severities."""
+    from scanprior import api
+    from scanprior.console import console, drift_table
+
+    chosen = kinds.split(",") if kinds else None
+    result = api.drift(
+        run, kinds=chosen, data=data, split=split, seed=seed, settings=sets or [], reporter=console_reporter()
+    )
+    console.print(drift_table(result))
+    say(f"wrote {run / 'drifts.json'} and drifts.parquet", f"next: scanprior report {run}")
+
+
+@app.command()
+def shift(
+    run: Annotated[Path, typer.Argument(help="A pretrained or fine-tuned run, whose encoder looks.")],
+    reference: Annotated[str, typer.Option("--reference", help="Images of the kind the model was made for.")],
+    target: Annotated[str, typer.Option("--target", help="Other images; no labels are needed.")],
+    permutations: Annotated[int, typer.Option("--permutations", help="Of the patients.")] = 1000,
+    seed: Annotated[int, typer.Option("--seed", help="Key of the permutations.")] = 0,
+    level: Annotated[float, typer.Option("--level", help="Flag a shift at this p-value and below.")] = 0.05,
+    out: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON.")] = None,
+    sets: Sets = None,
+) -> None:
+    """Test, without labels, whether images differ from those that a model was made for."""
+    from scanprior import api
+    from scanprior.console import shift_sentence
+
+    result = api.shift(
+        run, reference, target, permutations=permutations, seed=seed, level=level, out=out, settings=sets or [],
+        reporter=console_reporter(),
+    )  # fmt: skip
+    say(shift_sentence(result))
+    if out is not None:
+        say(f"wrote {out}")
+    say(f"next: scanprior evaluate {run} --data {target}")
 
 
 @app.command()

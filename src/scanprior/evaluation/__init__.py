@@ -3,12 +3,22 @@
 from scanprior.evaluation.bootstrap import percentile_interval, resample_weights, two_sided_p
 from scanprior.evaluation.compare import compare
 from scanprior.evaluation.delong import DeLong, delong
+from scanprior.evaluation.drift import drift_rows
 from scanprior.evaluation.evaluate import evaluate
-from scanprior.evaluation.evaluate_masks import compare_masks, evaluate_masks
+from scanprior.evaluation.evaluate_masks import MaskScorer, compare_masks, evaluate_masks
 from scanprior.evaluation.gaps import largest_gap
 from scanprior.evaluation.labels import groups_of, positive_of
 from scanprior.evaluation.metrics import Scorer, cohen_kappa
 from scanprior.evaluation.ranking import Ranking, auroc, average_precision
+from scanprior.evaluation.replicates import (
+    Match,
+    Replicates,
+    labels_to_match,
+    mean_change,
+    mean_difference,
+    mean_interval,
+    replicates,
+)
 from scanprior.evaluation.segmentation import dice, iou, mask_metrics, mask_row
 from scanprior.evaluation.shift import shift_score
 from scanprior.evaluation.subgroups import subgroups
@@ -17,7 +27,10 @@ from scanprior.evaluation.thresholds import choose_thresholds
 
 __all__ = [
     "DeLong",
+    "MaskScorer",
+    "Match",
     "Ranking",
+    "Replicates",
     "Scorer",
     "auroc",
     "average_precision",
@@ -27,16 +40,22 @@ __all__ = [
     "compare_masks",
     "delong",
     "dice",
+    "drift_rows",
     "evaluate",
     "evaluate_masks",
     "groups_of",
     "hausdorff95",
     "iou",
+    "labels_to_match",
     "largest_gap",
     "mask_metrics",
     "mask_row",
+    "mean_change",
+    "mean_difference",
+    "mean_interval",
     "percentile_interval",
     "positive_of",
+    "replicates",
     "resample_weights",
     "shift_score",
     "subgroups",

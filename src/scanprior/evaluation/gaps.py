@@ -16,8 +16,8 @@ from scanprior.evaluation.bands import groups_by
 from scanprior.evaluation.compare import Difference
 from scanprior.evaluation.intervals import macro_patients
 from scanprior.evaluation.labels import groups_of
-from scanprior.evaluation.scoring import Key, patients_of, readable, resampled
-from scanprior.evaluation.subgroups import Group, GroupTask, Thresholds, split_by
+from scanprior.evaluation.scoring import Key, patients_of, resampled
+from scanprior.evaluation.subgroups import Group, GroupTask, Thresholds, split_by, tables_of
 
 Floats = NDArray[np.float64]
 
@@ -26,7 +26,7 @@ _STILL = 1e-12
 
 
 def largest_gap(
-    predictions: pd.DataFrame,
+    predictions: pd.DataFrame | Sequence[pd.DataFrame],
     column: str,
     *,
     classes: Sequence[str],
@@ -66,9 +66,9 @@ def largest_gap(
     Raises:
         DataError: as for ``subgroups``.
     """
-    table = readable(predictions, column)
-    numbers, unit = groups_of(table)
-    groups = split_by(table, groups_by(table, column, bands), classes, task, thresholds, positive_class)
+    tables = tables_of(predictions, column)
+    numbers, unit = groups_of(tables[0])
+    groups = split_by(tables, groups_by(tables[0], column, bands), classes, task, thresholds, positive_class)
     scorers = [group.scorer for group in groups]
     spreads = resampled(scorers, numbers, resamples, seed, [group.rows for group in groups])
     values = [

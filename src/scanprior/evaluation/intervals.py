@@ -13,7 +13,13 @@ Floats = NDArray[np.float64]
 
 _SHARES = frozenset({"sensitivity", "specificity", "ppv", "npv", "accuracy"})
 _RANGES = {"kappa": (-1.0, 1.0), "brier": (0.0, 2.0)}
-_UNBOUNDED = frozenset({"hausdorff95", "surface_distance"})
+UNBOUNDED = frozenset({"hausdorff95", "surface_distance"})
+"""Metrics from 0 without an upper end."""
+
+
+def range_of(metric: str) -> tuple[float, float]:
+    """Return the lowest and the highest possible value of a metric that has both."""
+    return _RANGES.get(metric, (0.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -68,10 +74,10 @@ def bootstrap_interval(
     else:
         # The bootstrap divides by the number of patients, not by that less one.
         error = float(known.std() * np.sqrt(patients / (patients - 1)))
-        if metric in _UNBOUNDED:
+        if metric in UNBOUNDED:
             low, high = log_interval(value, error, patients - 1, level)
         else:
-            low, high = logit_interval(value, error, patients - 1, level, *_RANGES.get(metric, (0.0, 1.0)))
+            low, high = logit_interval(value, error, patients - 1, level, *range_of(metric))
     if np.isnan(low):
         return Interval(reason="no interval because the value lies at an end of its range")
     lost = len(spread) - len(known)

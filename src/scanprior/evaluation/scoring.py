@@ -38,6 +38,39 @@ class ImageScorer(Protocol):
         """Return the reason why a metric has no value."""
 
 
+class MeanScorer:
+    """The mean over several trainings on the same images, such as seeds, as one scorer.
+
+    Args:
+        scorers: of each training, of the same images in the same order.
+    """
+
+    def __init__(self, scorers: Sequence[ImageScorer]) -> None:
+        self._scorers = list(scorers)
+
+    def score(self, weights: Floats) -> dict[Key, Floats]:
+        """Return the mean of every metric; NaN where one training has none."""
+        found = [scorer.score(weights) for scorer in self._scorers]
+        return {key: np.mean([each[key] for each in found], axis=0) for key in found[0]}
+
+    def known(self, metric: str, name: str) -> NDArray[np.bool_]:
+        """Return (n,) which images take part in a metric, of any training."""
+        return np.asarray(np.any([scorer.known(metric, name) for scorer in self._scorers], axis=0))
+
+    def counted(self, metric: str, name: str) -> dict[str, Any]:
+        """Return what the row of the first training says of its images."""
+        return self._scorers[0].counted(metric, name)
+
+    def patients(self, groups: Groups) -> Mapping[Key, int]:
+        """Return how many patients the metrics rest on, of the training where it is fewest."""
+        found = [scorer.patients(groups) for scorer in self._scorers]
+        return {key: min(each[key] for each in found) for key in found[0]}
+
+    def why_undefined(self, metric: str, name: str) -> str:
+        """Return the reason of the first training."""
+        return self._scorers[0].why_undefined(metric, name)
+
+
 def readable(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
     """Return the rows without an error, numbered anew.
 

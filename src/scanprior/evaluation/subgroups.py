@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from scanprior.errors import DataError
 from scanprior.evaluation.bands import groups_by
 from scanprior.evaluation.evaluate import metric_rows
 from scanprior.evaluation.evaluate_masks import MaskScorer
 from scanprior.evaluation.labels import Task, groups_of
 from scanprior.evaluation.metrics import Scorer
-from scanprior.evaluation.scoring import bootstrap_rows, readable
+from scanprior.evaluation.scoring import ImageScorer, MeanScorer, bootstrap_rows, readable
 
 Thresholds = Mapping[str, Mapping[str, Any]]
 GroupTask = Task | Literal["segmentation"]
@@ -37,11 +38,11 @@ class Group:
     name: Any
     rows: NDArray[np.intp]
     table: pd.DataFrame
-    scorer: Scorer | MaskScorer
+    scorer: ImageScorer
 
 
 def subgroups(
-    predictions: pd.DataFrame,
+    predictions: pd.DataFrame | Sequence[pd.DataFrame],
     column: str,
     *,
     classes: Sequence[str],
@@ -56,7 +57,9 @@ def subgroups(
     """Return the metrics of every group of images: its rows of ``evaluate`` or ``evaluate_masks``.
 
     Args:
-        predictions: as for ``evaluate``, or as for ``evaluate_masks`` where the task is ``segmentation``.
+        predictions: as for ``evaluate``, or as for ``evaluate_masks`` where the task is ``segmentation``. Several
+            tables of the same images in the same order, such as of five seeds, give the mean over them; the
+            interval is then over patients for the mean of these trainings.
         column: the side column that makes the groups. Numbers with more than 10 distinct values are cut at
             the quartiles of the known ones; images without a value are the group ``unknown``.
         bands: rising edges of a numeric column, such as [0, 18, 40, 65]: groups ``0–17``, ``18–39``,
@@ -70,12 +73,13 @@ def subgroups(
     Raises:
         DataError: as for ``evaluate`` and ``groups_by``.
     """
-    table = readable(predictions, column)
+    tables = tables_of(predictions, column)
+    groups = groups_by(tables[0], column, bands)
     parts = []
-    for group in split_by(table, groups_by(table, column, bands), classes, task, thresholds, positive_class):
+    for group in split_by(tables, groups, classes, task, thresholds, positive_class):
         numbers, unit = groups_of(group.table)
         scorer, how = group.scorer, (resamples, seed, level)
-        if isinstance(scorer, Scorer):
+        if isinstance(scorer, Scorer):  # with DeLong's rows
             rows = metric_rows(scorer, numbers, unit, *how)
         else:
             rows = bootstrap_rows(scorer, numbers, unit, *how)
@@ -87,15 +91,31 @@ def subgroups(
     return together[[*_FIRST, *(name for name in together.columns if name not in _FIRST)]]
 
 
+def tables_of(predictions: pd.DataFrame | Sequence[pd.DataFrame], name: str) -> list[pd.DataFrame]:
+    """Return the readable rows of one or several tables of the same images.
+
+    Raises:
+        DataError: a table has other images than the first, or none.
+    """
+    given = [predictions] if isinstance(predictions, pd.DataFrame) else list(predictions)
+    tables = [readable(table, name) for table in given]
+    for table in tables[1:]:
+        if not table["image"].equals(tables[0]["image"]):
+            raise DataError(
+                f"{name}: the tables of predictions do not hold the same images in the same order"
+            )
+    return tables
+
+
 def split_by(
-    table: pd.DataFrame,
+    tables: Sequence[pd.DataFrame],
     groups: pd.Series,
     classes: Sequence[str],
     task: GroupTask,
     thresholds: Thresholds | None = None,
     positive_class: str | None = None,
 ) -> list[Group]:
-    """Return the groups that ``groups_by`` found, in its order, each with a scorer of its images.
+    """Return the groups that ``groups_by`` found, in its order, each with a scorer of its images in all tables.
 
     Raises:
         DataError: a column is missing, or holds what it cannot.
@@ -103,11 +123,11 @@ def split_by(
     made = []
     for code, name in enumerate(groups.cat.categories.tolist()):
         rows = np.flatnonzero(groups.cat.codes.to_numpy() == code)
-        part = table.iloc[rows].reset_index(drop=True)
-        scorer: Scorer | MaskScorer
+        parts = [table.iloc[rows].reset_index(drop=True) for table in tables]
         if task == "segmentation":
-            scorer = MaskScorer(part, classes)
+            scorers: list[ImageScorer] = [MaskScorer(part, classes) for part in parts]
         else:
-            scorer = Scorer(part, classes, task, thresholds, positive_class)
-        made.append(Group(name, rows, part, scorer))
+            scorers = [Scorer(part, classes, task, thresholds, positive_class) for part in parts]
+        scorer = scorers[0] if len(scorers) == 1 else MeanScorer(scorers)
+        made.append(Group(name, rows, parts[0], scorer))
     return made

@@ -13,7 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from scanprior.reporting.formatting import count, finite, interval, number, scalar
-from scanprior.reporting.plots import CurveKind, Series, context_lines, curve_chart, swatch, training_chart
+from scanprior.reporting.plots import CurveKind, Series, context_lines, curve_chart, line_chart, swatch
 from scanprior.reporting.tables import Evaluation, headline, metric_entries, metric_name
 
 SHARED_CHART = 4  # classes that still read well in one chart
@@ -262,7 +262,7 @@ def _training_figure(
     if mark is not None:
         caption += f" Vertical line: step {count(mark)}, which was selected."
     ident = f"training-{place}"
-    chart = training_chart(series, ident, title=title, desc=ends, from_zero=from_zero, mark=mark)
+    chart = line_chart(series, ident, title=title, desc=ends, from_zero=from_zero, mark=mark)
     legend = [(swatch(s.index), s.name, "") for s in series] if len(series) > 1 else []
     table = [[count(step), *(rows[step].get(s, "") for s in splits)] for step in sorted(rows)]
     return Figure(title, caption.strip(), [chart], [], legend, header, table)

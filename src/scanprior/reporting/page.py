@@ -42,8 +42,16 @@ def write_report(run_folder: Path, *, out: Path | None = None, thumbnails: Thumb
             be written.
         ValueError: if ``thumbnails`` returns something else than described.
     """
-    page = render(read_run(Path(run_folder)), thumbnails)
     target = Path(run_folder) / "report.html" if out is None else Path(out)
+    return write_page(target, render(read_run(Path(run_folder)), thumbnails))
+
+
+def write_page(target: Path, page: str) -> Path:
+    """Write a page at once or not at all, and return its path.
+
+    Raises:
+        RunError: it cannot be written.
+    """
     part = target.with_name(target.name + ".part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -58,16 +66,21 @@ def write_report(run_folder: Path, *, out: Path | None = None, thumbnails: Thumb
 
 def render(run: RunFiles, thumbnails: Thumbnails | None = None) -> str:
     """Return the page as text."""
-    environment = Environment(
+    return environment().get_template("report.html").render(page=gather(run, thumbnails))
+
+
+def environment() -> Environment:
+    """Return what the templates are filled in with."""
+    made = Environment(
         loader=PackageLoader("scanprior.reporting", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["whole"] = _whole
-    environment.filters["breakable"] = _breakable
-    return environment.get_template("report.html").render(page=gather(run, thumbnails))
+    made.filters["whole"] = _whole
+    made.filters["breakable"] = _breakable
+    return made
 
 
 def _whole(text: str) -> Markup:

@@ -8,7 +8,7 @@ screen readers. All text is escaped here; what these functions return is safe to
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -64,6 +64,7 @@ class Axes:
     margin: tuple[float, float, float, float] = (10, 14, 44, 46)  # top, right, bottom, left
     x_ticks: Sequence[float] = field(default=(0, 0.2, 0.4, 0.6, 0.8, 1))
     y_ticks: Sequence[float] = field(default=(0, 0.2, 0.4, 0.6, 0.8, 1))
+    x_texts: Mapping[float, str] = field(default_factory=dict)  # of ticks that do not say their own value
 
     def x(self, value: float) -> float:
         """Return the horizontal place of a data value."""
@@ -91,7 +92,9 @@ class Axes:
         for tick in self.x_ticks:
             at = _short(self.x(tick))
             parts.append(f'<path class="grid" d="M{at} {_short(top)}V{_short(y_end)}"/>')
-            parts.append(f'<text class="tick mid" x="{at}" y="{_short(y_end + 16)}">{tick_text(tick)}</text>')
+            parts.append(
+                f'<text class="tick mid" x="{at}" y="{_short(y_end + 16)}">{self._x_text(tick)}</text>'
+            )
         if x_label:
             middle = _short((left + x_end) / 2)
             parts.append(
@@ -101,6 +104,9 @@ class Axes:
             turn = f"translate(11 {_short((top + y_end) / 2)}) rotate(-90)"
             parts.append(f'<text class="label mid" transform="{turn}">{escape(y_label)}</text>')
         return "".join(parts)
+
+    def _x_text(self, tick: float) -> Markup:
+        return escape(self.x_texts.get(tick, "") or tick_text(tick))
 
     def line(self, xs: Sequence[Number], ys: Sequence[Number]) -> str:
         """Return path data through the points; a ``None`` or non-finite value lifts the pen."""
@@ -255,24 +261,38 @@ def curve_chart(
     return _svg(ident, "chart small" if compact else "chart square", axes, title, desc, body)
 
 
-def training_chart(
+def line_chart(
     series: Sequence[Series],
     ident: str,
     *,
     title: str,
     desc: str,
+    x_label: str = "step",
+    x_texts: Mapping[float, str] | None = None,
     from_zero: bool = False,
     mark: Number = None,
+    compact: bool = False,
+    y_range: tuple[float, float] | None = None,
 ) -> Markup:
-    """Return a chart over training steps; ``mark`` draws a vertical line at the selected step.
+    """Return a chart of lines with their bands.
 
-    Series need at least one finite point between them; ``from_zero`` starts the vertical axis at 0.
+    Args:
+        series: with at least one finite point between them.
+        ident: prefix of the element ids, unique in the page.
+        title: what screen readers hear first.
+        desc: the finding in words.
+        x_label: of the horizontal axis.
+        x_texts: the ticks of the horizontal axis and what they are called; None = round values.
+        from_zero: start the vertical axis at 0.
+        mark: where to draw a vertical line, such as the selected step.
+        compact: a small multiple.
+        y_range: of the vertical axis, to share it between charts; None = that of the series.
     """
     xs = [x for s in series for x in s.x if x is not None]
     ys = [
         v for s in series for part in (s.y, s.low, s.high) for v in part if v is not None and math.isfinite(v)
     ]
-    low, high = min(ys), max(ys)
+    low, high = y_range or (min(ys), max(ys))
     if from_zero:
         low = min(0.0, low)
     if high <= low:  # a constant: open a window around it
@@ -280,17 +300,17 @@ def training_chart(
     y_ticks = nice_ticks(low, high)
     x_low, x_high = min(xs), max(xs)
     x_high = x_high if x_high > x_low else x_low + 1
-    x_ticks = [t for t in nice_ticks(x_low, x_high) if x_low <= t <= x_high]
+    x_ticks = list(x_texts or [t for t in nice_ticks(x_low, x_high) if x_low <= t <= x_high])
     axes = Axes(
-        340,
-        206,
+        *((220, 170) if compact else (340, 206)),
         (x_low, x_high),
         (y_ticks[0], y_ticks[-1]),
-        (10, 16, 38, 42),
+        (8, 10, 24, 36) if compact else (10, 16, 38, 42),
         x_ticks=x_ticks,
         y_ticks=y_ticks,
+        x_texts=x_texts or {},
     )
-    body = axes.frame("step", "")
+    body = axes.frame("" if compact else x_label, "")
     if mark is not None and x_low <= mark <= x_high:
         at = _short(axes.x(mark))
         body += (
@@ -308,7 +328,7 @@ def training_chart(
                 for x, y in known
             )
         body += f'<g class="{one.css}">{drawn}</g>'
-    return _svg(ident, "chart wide", axes, title, desc, body)
+    return _svg(ident, "chart small" if compact else "chart wide", axes, title, desc, body)
 
 
 def swatch(index: int) -> Markup:

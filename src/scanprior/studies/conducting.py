@@ -1,0 +1,233 @@
+"""``study``: a recipe from its data sets to one report."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from scanprior.api.settings import DataConfig
+from scanprior.api.sources import Learn, load, read_manifest
+from scanprior.config import Tree, build, load_yaml, merge
+from scanprior.data.folder_lock import locked
+from scanprior.data.manifest import Manifest, describe
+from scanprior.data.phantom import write_phantoms
+from scanprior.engine import Reporter
+from scanprior.engine.checkpoint import write_text
+from scanprior.errors import ConfigError, DataError, RunError
+from scanprior.reporting.study_page import write_study_report
+from scanprior.studies.execution import Execution
+from scanprior.studies.plan import Step, pretraining_data, steps_of, training_data
+from scanprior.studies.pool import Pool
+from scanprior.studies.recipe import DataSpec, Recipe, read_recipe
+from scanprior.studies.summary import summarise
+
+
+def study(
+    recipe: str | Path,
+    *,
+    out: str | Path,
+    data: Mapping[str, str | Path] | None = None,
+    workers: int | None = None,
+    quick: bool = False,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Run a recipe: every training and measurement it names, then the results and a report.
+
+    What is finished in ``out`` is not done again, so a study that was killed goes on by the same call. A run
+    that fails ends no other; it is named in the results, and tried again by the next call.
+
+    Args:
+        recipe: name of a recipe of the package, such as ``ss-cxr``, or a YAML file.
+        out: the folder of the study.
+        data: data set of the recipe to folder or table; what needs one that is not given is left out, and said.
+        workers: processes; None = one a core.
+        quick: the recipe's small form, on phantoms.
+        reporter: shows progress.
+
+    Returns:
+        As written to ``results.json``; ``report.html`` shows it.
+
+    Raises:
+        ScanpriorError: a recipe or data that cannot be used; another recipe's study in ``out``; no run that
+            succeeded.
+    """
+    reporter, folder = reporter or Reporter(), Path(out)
+    wanted = _with_data(read_recipe(recipe, quick=quick), data or {}, reporter)
+    count = workers if workers is not None else os.cpu_count() or 1
+    if count < 1:
+        raise ConfigError(f"workers={count}: a study needs at least one process")
+    _check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        _same_recipe(folder, wanted, data or {})
+        sources = {
+            name: _prepared(folder, name, spec, wanted, (data or {}).get(name), reporter)
+            for name, spec in wanted.data.items()
+        }
+        failed = _run(wanted, folder, count, reporter)
+        reporter.note("gathering the results")
+        results: dict[str, Any] = summarise(wanted, folder, sources, failed)
+        _write(results, folder)
+    return results
+
+
+def _write(results: Mapping[str, Any], folder: Path) -> None:
+    """Write results.json, its tables, and the report."""
+    tables = folder / "tables"
+    tables.mkdir(exist_ok=True)
+    for name in ("efficiency", "drift", "synthetic", "subgroups", "gaps"):
+        rows = [
+            {
+                key: json.dumps(value) if isinstance(value, (dict, list)) else value
+                for key, value in row.items()
+            }
+            for row in results[name]
+        ]
+        if rows:
+            pd.DataFrame(rows).to_csv(tables / f"{name}.csv", index=False)
+    write_study_report(results, folder / "report.html")
+    write_text(folder / "results.json", json.dumps(results, indent=1))
+
+
+def _with_data(recipe: Recipe, data: Mapping[str, str | Path], reporter: Reporter) -> Recipe:
+    """Return the recipe for the data sets that are given."""
+    for name in data:
+        if name not in recipe.data:
+            raise ConfigError(
+                f"--data {name}=…: the recipe has no such data set; its data sets are {', '.join(recipe.data)}"
+            )
+        if recipe.data[name].phantom is not None:
+            raise ConfigError(f"--data {name}=…: the recipe makes this data set itself, of phantoms")
+    missing = [name for name, spec in recipe.data.items() if name not in data and spec.phantom is None]
+    if not missing:
+        return recipe
+    reporter.note(f"left out, for want of --data NAME=PATH: {', '.join(missing)} and what needs them")
+    return recipe.without(missing)
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder}: a file is here; name a folder for the study")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "study.yaml").exists():
+        raise RunError(f"{folder}: the folder is not empty and holds no study; choose another --out")
+
+
+def _same_recipe(folder: Path, recipe: Recipe, data: Mapping[str, str | Path]) -> None:
+    """Write what the study is, or see that it is the same as before."""
+    places = {name: str(Path(path).resolve()) for name, path in data.items()}
+    tree: Tree = {"recipe": recipe.model_dump(mode="json"), "data": places}
+    file = folder / "study.yaml"
+    if not file.exists():
+        write_text(file, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+        return
+    before = load_yaml(file)
+    if before == tree:
+        return
+    place, old, new = next(_differences(before, tree))
+    raise RunError(
+        f"{folder}: holds a study of another recipe: {place} was {old!r} and is {new!r}; give the same recipe and "
+        "data, or choose another --out"
+    )
+
+
+def _differences(before: Any, now: Any, place: str = "") -> Any:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in {**before, **now}:
+            yield from _differences(
+                before.get(name), now.get(name), f"{place}.{name}" if place else str(name)
+            )
+    elif before != now:
+        yield place, before, now
+
+
+def _prepared(
+    folder: Path, name: str, spec: DataSpec, recipe: Recipe, path: str | Path | None, reporter: Reporter
+) -> dict[str, Any]:
+    """Index, choose and decode a data set, once for all runs; return what the results say of it.
+
+    The division is a function of the manifest and of ``data.split``, so every run makes the same; it is
+    written down beside the manifest.
+    """
+    file = folder / "data" / f"{name}.parquet"
+    options = recipe.settings.get("data", {})
+    config = build(DataConfig, merge(options, spec.settings))
+    if not file.exists():
+        if spec.phantom is not None:
+            place = folder / "data" / name
+            reporter.note(f"drawing phantoms: {name}")
+            path = write_phantoms(place, spec.phantom, workers=config.workers)
+        assert path is not None
+        manifest = _kept(read_manifest(path, config), name, spec)
+        reporter.note(f"{name}: {describe(manifest)}")
+        manifest.save(file)
+    manifest = Manifest.load(file, allow_outside=True)
+    learned = name in training_data(recipe)
+    learn: Learn = "labels" if manifest.label_columns else "nothing"
+    if name in _masked(recipe):
+        learn = "masks"
+    images = load([file], build(DataConfig, options), reporter, learn=learn, divide=learned)
+    images.frame[["image", "split"]].to_csv(folder / "data" / f"{name}-split.csv", index=False)
+    return {
+        "about": spec.about,
+        "phantom": spec.phantom is not None,
+        "images": len(images.frame),
+        "patients": int(images.frame["patient"].nunique()) if "patient" in images.frame else None,
+        "fingerprint": manifest.fingerprint(),
+        "split": images.split if learned else None,
+        "left_out": len(images.store.audit["left_out"]),
+    }
+
+
+def _masked(recipe: Recipe) -> set[str]:
+    """Return the names of the data sets whose masks are used."""
+    tasks = [task for name, task in recipe.tasks.items() if _segments(recipe, name)]
+    return {
+        name for task in tasks for name in (task.data, *(where.data for where in task.elsewhere.values()))
+    }
+
+
+def _segments(recipe: Recipe, task: str) -> bool:
+    settings = merge(recipe.settings, recipe.tasks[task].settings)
+    return bool(settings.get("task", {}).get("name") == "segment")
+
+
+def _kept(manifest: Manifest, name: str, spec: DataSpec) -> Manifest:
+    """Return the rows that the recipe keeps, under its name for them."""
+    frame = manifest.frame
+    for column, values in spec.keep.items():
+        if column not in frame:
+            raise DataError(
+                f"data.{name}.keep: there is no column {column!r}; the columns are {', '.join(frame.columns)}"
+            )
+        frame = frame[frame[column].astype(str).isin([str(value) for value in values])]
+        if not len(frame):
+            raise DataError(f"data.{name}.keep: no image has {column} in {', '.join(map(str, values))}")
+    return Manifest(frame, manifest.root, manifest.label_columns, name, manifest.layout, manifest.found)
+
+
+def _run(recipe: Recipe, folder: Path, workers: int, reporter: Reporter) -> dict[str, str]:
+    """Do every step that is left; return those that failed, and why."""
+    steps = steps_of(recipe)
+    execution = Execution(folder, frozenset(pretraining_data(recipe)))
+    done = {step.name for step in steps if execution.done(step)}
+    left = len(steps) - len(done)
+    reporter.note(f"{len(steps)} steps, {len(done)} done before, {workers} at a time")
+    failed: dict[str, str] = {}
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    pool: Pool[Step] = Pool(execution, min(workers, max(left, 1)), threads)
+    for number, outcome in enumerate(pool.run(steps, done), 1):
+        if outcome.error is None:
+            reporter.note(f"{number}/{left}  {outcome.name}")
+        else:
+            failed[outcome.name] = outcome.error
+            reporter.note(f"{number}/{left}  {outcome.name} failed: {outcome.error}")
+    if failed and not any(step.kind == "finetune" and step.name not in failed for step in steps):
+        name, why = next(iter(failed.items()))
+        raise RunError(f"{folder}: no fine-tuning succeeded; the first that failed, {name}: {why}")
+    return failed

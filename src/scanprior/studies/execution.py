@@ -1,0 +1,114 @@
+"""What a worker does with a step: one training and what is measured of it. Finished work is not done again."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scanprior.config import Tree, merge
+from scanprior.errors import RunError
+from scanprior.run import Run
+
+if TYPE_CHECKING:
+    from scanprior.studies.plan import Step
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Executes steps in the folder of a study.
+
+    Args:
+        folder: of the study; its data sets are the manifests in ``data/``.
+        seen: names of the data sets that a pretraining sees; tests on them take held-out images alone.
+    """
+
+    folder: Path
+    seen: frozenset[str]
+
+    def __call__(self, step: Step) -> None:
+        """Do what is left of a step.
+
+        Raises:
+            ScanpriorError: anything that the user can mend.
+        """
+        if step.kind == "shift":
+            self._shift(step)
+        elif step.kind == "pretrain":
+            self._pretrain(step)
+        else:
+            self._finetune(step)
+
+    def done(self, step: Step) -> bool:
+        """Return whether nothing is left of a step."""
+        path = self.folder / step.name
+        if step.kind == "shift":
+            return path.with_suffix(".json").exists()
+        return Run.finished(path) and not self._evaluations_left(step) and not self._drifts_left(step)
+
+    def data(self, name: str) -> Path:
+        """Return the manifest of a data set."""
+        return self.folder / "data" / f"{name}.parquet"
+
+    def _pretrain(self, step: Step) -> None:
+        from scanprior import api
+
+        out = self.folder / step.name
+        api.pretrain(
+            [self.data(name) for name in step.data], out=out, objective=step.objective, parent=self._start(step),
+            config=step.options, resume=True,
+        )  # fmt: skip
+        self._tidy(out)
+
+    def _finetune(self, step: Step) -> None:
+        from scanprior import api
+
+        out = self.folder / step.name
+        options = merge(step.options, self.best_of(step.tuned_by)[1]) if step.tuned_by else step.options
+        api.finetune(self.data(step.data[0]), out=out, parent=self._start(step), config=options, resume=True)
+        self._tidy(out)
+        for name in self._evaluations_left(step):
+            data, label_map = step.elsewhere[name]
+            split = "held-out" if data in self.seen else None
+            api.evaluate(out, data=self.data(data), split=split, name=name, label_map=label_map)
+        if self._drifts_left(step):
+            api.drift(out, kinds=step.drifts)
+
+    def _shift(self, step: Step) -> None:
+        from scanprior import api
+
+        assert step.start is not None
+        reference, target = (self.data(name) for name in step.data)
+        start = self._start(step)
+        assert start is not None
+        api.shift(start, reference, target, out=(self.folder / step.name).with_suffix(".json"))
+
+    def _start(self, step: Step) -> Path | None:
+        if step.start is None:
+            return None
+        return self.folder / step.start if step.start in step.needs else Path(step.start)
+
+    def best_of(self, tried: tuple[tuple[str, Tree], ...]) -> tuple[str, Tree, float]:
+        """Return the tuning step of the best validation, the first of equals, what it tried, and its value."""
+        values = [self._validated(name) for name, _ in tried]
+        best = max(range(len(tried)), key=lambda number: (values[number], -number))
+        return *tried[best], values[best]
+
+    def _validated(self, name: str) -> float:
+        value = Run.open(self.folder / name).card["training"]["selected_value"]
+        if value is None or math.isnan(value):
+            raise RunError(f"{self.folder / name}: validates nothing, so nothing can be chosen by it")
+        return float(value)
+
+    def _evaluations_left(self, step: Step) -> list[str]:
+        folder = self.folder / step.name / "evaluations"
+        return [name for name in step.elsewhere if not (folder / f"{name}.json").exists()]
+
+    def _drifts_left(self, step: Step) -> bool:
+        return bool(step.drifts) and not (self.folder / step.name / "drifts.json").exists()
+
+    def _tidy(self, out: Path) -> None:
+        """Remove the state that only an unfinished training needs."""
+        shutil.rmtree(out / "state", ignore_errors=True)

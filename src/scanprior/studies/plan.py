@@ -1,0 +1,172 @@
+"""From a recipe to its steps: one training each, with what must be finished before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from math import inf, log
+from pathlib import Path
+from typing import Any, Literal
+
+from scanprior.config import Tree, merge, nest
+from scanprior.studies.recipe import Labels, Recipe, TaskSpec, TuneSpec
+
+Kind = Literal["pretrain", "tune", "finetune", "shift"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One unit of work.
+
+    Attributes:
+        name: also its place in the folder of the study, such as ``runs/lungs/gmml/25/seed0``.
+        kind: what is done.
+        needs: names of the steps before it.
+        data: names of data sets: trained on; of a shift, reference and target.
+        options: the configuration of the training.
+        objective: of a pretraining.
+        start: the run whose encoder is the starting point: a step's name, or a folder.
+        tuned_by: tuning steps and what each tries; this step takes what the best on validation tried.
+        elsewhere: evaluation name to data set and map of labels.
+        drifts: kinds.
+        facts: task, init, labels and seed, where it has them.
+    """
+
+    name: str
+    kind: Kind
+    data: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    options: Tree = field(default_factory=dict)
+    objective: str | None = None
+    start: str | None = None
+    tuned_by: tuple[tuple[str, Tree], ...] = ()
+    elsewhere: dict[str, tuple[str, dict[str, str]]] = field(default_factory=dict)
+    drifts: tuple[str, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def steps_of(recipe: Recipe) -> list[Step]:
+    """Return all steps, those that others need before them."""
+    made = [*_pretrainings(recipe), *_shifts(recipe)]
+    for task in recipe.tasks:
+        made += _tuning(recipe, task)
+    for seed in recipe.seeds:  # seed by seed: a study that is stopped early has whole comparisons
+        for task in recipe.tasks:
+            made += _finetunings(recipe, task, seed)
+    return made
+
+
+def pretraining_data(recipe: Recipe) -> set[str]:
+    """Return the names of all data sets that some pretraining sees."""
+    return {name for spec in recipe.pretraining.values() for name in spec.data}
+
+
+def training_data(recipe: Recipe) -> set[str]:
+    """Return the names of all data sets that anything is trained on."""
+    return pretraining_data(recipe) | {task.data for task in recipe.tasks.values()}
+
+
+def _pretrainings(recipe: Recipe) -> Iterator[Step]:
+    done: set[str] = set()
+    while len(done) < len(recipe.pretraining):
+        for name, spec in recipe.pretraining.items():
+            if name in done or (spec.start is not None and spec.start not in done):
+                continue
+            done.add(name)
+            before = None if spec.start is None else f"pretrained/{spec.start}"
+            yield Step(
+                f"pretrained/{name}",
+                "pretrain",
+                tuple(spec.data),
+                needs=() if before is None else (before,),
+                options=merge(recipe.settings, spec.settings),
+                objective=spec.objective,
+                start=before,
+                facts={"pretraining": name},
+            )
+
+
+def _shifts(recipe: Recipe) -> Iterator[Step]:
+    for name, spec in recipe.shift.items():
+        start, needs = _start(recipe, spec.encoder)
+        yield Step(
+            f"shift/{name}", "shift", (spec.reference, spec.target), needs, start=start, facts={"shift": name}
+        )
+
+
+def _start(recipe: Recipe, init: str) -> tuple[str | None, tuple[str, ...]]:
+    """Return the starting point of an init, and the step that makes it."""
+    start = recipe.inits[init].start
+    if start in recipe.pretraining:
+        return f"pretrained/{start}", (f"pretrained/{start}",)
+    return (None if start is None else str(Path(start).expanduser().resolve())), ()
+
+
+def _options(recipe: Recipe, task: str, init: str, labels: Labels, seed: int) -> Tree:
+    budget: Tree = {"seed": seed} if labels == "all" else {"seed": seed, "count": labels}
+    given = {"labels": budget, "engine": {"seed": seed}}
+    return merge(recipe.settings, recipe.tasks[task].settings, recipe.inits[init].settings, given)
+
+
+def _tuning(recipe: Recipe, task: str) -> Iterator[Step]:
+    tune = recipe.tasks[task].tune
+    if tune is None:
+        return
+    for labels, init in product(tune.labels, recipe.inits_of(task)):
+        start, needs = _start(recipe, init)
+        for name, tried in _points(tune, f"tuning/{task}/{init}/{labels}"):
+            yield Step(
+                name,
+                "tune",
+                (recipe.tasks[task].data,),
+                needs,
+                merge(_options(recipe, task, init, labels, tune.seed), tried),
+                start=start,
+                facts={"task": task, "init": init, "labels": labels, "seed": tune.seed},
+            )
+
+
+def _points(tune: TuneSpec, place: str) -> Iterator[tuple[str, Tree]]:
+    """Yield the name of the step of every point of a grid, and its options."""
+    for number, values in enumerate(product(*tune.grid.values())):
+        yield f"{place}/{number}", nest(dict(zip(tune.grid, values, strict=True)))
+
+
+def _finetunings(recipe: Recipe, task: str, seed: int) -> Iterator[Step]:
+    spec = recipe.tasks[task]
+    for labels, init in product(spec.labels, recipe.inits_of(task)):
+        start, needs = _start(recipe, init)
+        tuned_by: tuple[tuple[str, Tree], ...] = ()
+        if spec.tune is not None:
+            nearest = _nearest(labels, spec.tune.labels)
+            tuned_by = tuple(_points(spec.tune, f"tuning/{task}/{init}/{nearest}"))
+        yield Step(
+            f"runs/{task}/{init}/{labels}/seed{seed}",
+            "finetune",
+            (spec.data,),
+            (*needs, *(name for name, _ in tuned_by)),
+            _options(recipe, task, init, labels, seed),
+            start=start,
+            tuned_by=tuned_by,
+            elsewhere={name: (where.data, where.map) for name, where in spec.elsewhere.items()},
+            drifts=tuple(spec.drifts) if labels == _most(spec) else (),
+            facts={"task": task, "init": init, "labels": labels, "seed": seed},
+        )
+
+
+def _size(labels: Labels) -> float:
+    return inf if labels == "all" else log(labels)
+
+
+def _nearest(labels: Labels, tuned: list[Labels]) -> Labels:
+    """Return the tuned budget that is nearest by ratio; of two the smaller one."""
+    same = [budget for budget in tuned if budget == labels]
+    if same or labels == "all":
+        return (same or sorted(tuned, key=_size))[-1]
+    return min(tuned, key=lambda budget: (abs(_size(budget) - _size(labels)), _size(budget)))
+
+
+def _most(task: TaskSpec) -> Labels:
+    """Return the largest budget of a task."""
+    return max(task.labels, key=_size)

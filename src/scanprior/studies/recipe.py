@@ -1,0 +1,271 @@
+"""A recipe: which encoders are compared, on which tasks, with how many labels, and where they are tested.
+
+It is YAML. Names that the user chooses stand for data sets, pretrainings, inits (starting points) and
+tasks; every training takes the ``settings`` of the recipe, over them those of its pretraining or task, and
+over them those of its init.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from scanprior.config import Config, Tree, build, load_yaml
+from scanprior.data.drifts import DRIFTS
+from scanprior.data.phantom import PhantomConfig
+from scanprior.errors import ConfigError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+"""Of a part of a recipe, and of the folder of its runs."""
+Labels = Annotated[int, Field(gt=0)] | Literal["all"]
+
+
+class DataSpec(Config):
+    """One data set."""
+
+    about: str = Field("", description="what it is, for the report")
+    phantom: PhantomConfig | None = Field(
+        None, description="make it of phantoms, instead of --data NAME=PATH"
+    )
+    settings: Tree = Field({}, description="data.* keys for reading it: label_columns, layout, label_map")
+    keep: dict[str, list[Any]] = Field(
+        {}, description="column: the values whose rows are kept, such as view: [PA, AP]"
+    )
+
+
+class PretrainingSpec(Config):
+    """One pretraining, without labels."""
+
+    data: list[Name] = Field(min_length=1, description="data sets that are pooled")
+    objective: str = Field(description="gmml, sit, mae")
+    start: Name | None = Field(None, description="another pretraining to go on from")
+    settings: Tree = Field({}, description="over the settings of the recipe")
+
+
+class InitSpec(Config):
+    """One starting point of fine-tuning; without ``start``, what ``settings`` say of the encoder."""
+
+    start: str | None = Field(None, description="a pretraining of this recipe, or the folder of a run")
+    settings: Tree = Field({}, description="over the settings of recipe and task, such as engine.layer_decay")
+
+
+class ElsewhereSpec(Config):
+    """Another data set that the models of a task are tested on as they are."""
+
+    data: Name
+    map: dict[str, str] = Field({}, description="its labels: labels of the task")
+
+
+class TuneSpec(Config):
+    """What is chosen on validation, for every init alike."""
+
+    labels: list[Labels] = Field(
+        min_length=1, description="budgets at which it is chosen; others take the nearest"
+    )
+    grid: dict[str, list[Any]] = Field(
+        min_length=1, description="dotted key: values; every combination is tried"
+    )
+    seed: int = Field(100, description="of these runs")
+
+    @field_validator("grid")
+    @classmethod
+    def _values(cls, value: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        for name, values in value.items():
+            if not values:
+                raise ValueError(f"{name}: give at least one value")
+        return value
+
+
+class TaskSpec(Config):
+    """One task that every init is fine-tuned for."""
+
+    data: Name
+    labels: list[Labels] = Field(["all"], min_length=1, description="how many labelled training images")
+    settings: Tree = Field({}, description="over the settings of the recipe; task.name: segment for masks")
+    metrics: list[str] = Field(
+        min_length=1, description="of the tables, the first for the figures: auroc, dice, …"
+    )
+    inits: list[Name] | None = Field(None, description="which; empty = all")
+    tune: TuneSpec | None = Field(None, description="empty = nothing is chosen")
+    elsewhere: dict[Name, ElsewhereSpec] = Field({}, description="drift: other data, as it is")
+    drifts: list[str] = Field([], description="synthetic drifts of the test images, at five severities")
+    subgroups: dict[str, list[float] | None] = Field({}, description="side column: edges of bands, or empty")
+
+    @field_validator("drifts")
+    @classmethod
+    def _known(cls, value: list[str]) -> list[str]:
+        for kind in value:
+            if kind not in DRIFTS:
+                near = get_close_matches(kind, DRIFTS, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"choose of {', '.join(DRIFTS)}"
+                raise ValueError(f"there is no drift {kind!r}; {hint}")
+        return value
+
+
+class ShiftSpec(Config):
+    """A label-free test whether images of one data set come from where those of another do."""
+
+    encoder: Name = Field(description="an init with a start, whose encoder gives the features")
+    reference: Name
+    target: Name
+
+
+class Recipe(Config):
+    """A study to be."""
+
+    name: Name
+    title: str = Field("", description="heading of the report")
+    question: str = Field("", description="what it is to answer, one sentence")
+    data: dict[Name, DataSpec] = Field(min_length=1)
+    settings: Tree = Field({}, description="of every training: data, encoder, augment, engine")
+    pretraining: dict[Name, PretrainingSpec] = Field({})
+    inits: dict[Name, InitSpec] = Field(min_length=1)
+    baseline: Name = Field("scratch", description="the init that the others are compared with")
+    tasks: dict[Name, TaskSpec] = Field(min_length=1)
+    seeds: list[int] = Field(
+        [0, 1, 2, 3, 4], min_length=1, description="of training and of the draw of labels"
+    )
+    shift: dict[Name, ShiftSpec] = Field({})
+    resamples: int = Field(2000, ge=100, description="of patients, for intervals")
+    level: float = Field(0.95, gt=0.5, lt=1)
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Recipe:
+        def check(place: str, name: str, known: Mapping[str, object], what: str) -> None:
+            if name not in known:
+                near = get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known) or 'none'}"
+                raise ValueError(f"{place}: there is no {what} {name!r} in the recipe; {hint}")
+
+        for name, pretraining in self.pretraining.items():
+            for data in pretraining.data:
+                check(f"pretraining.{name}.data", data, self.data, "data set")
+            if pretraining.start is not None:
+                check(f"pretraining.{name}.start", pretraining.start, self.pretraining, "pretraining")
+        check("baseline", self.baseline, self.inits, "init")
+        for name, task in self.tasks.items():
+            check(f"tasks.{name}.data", task.data, self.data, "data set")
+            for init in task.inits or ():
+                check(f"tasks.{name}.inits", init, self.inits, "init")
+            for where, elsewhere in task.elsewhere.items():
+                check(f"tasks.{name}.elsewhere.{where}.data", elsewhere.data, self.data, "data set")
+                if where in ("test", "validation"):
+                    raise ValueError(
+                        f"tasks.{name}.elsewhere: {where!r} is the name of the task's own images"
+                    )
+        for name, shift in self.shift.items():
+            check(f"shift.{name}.encoder", shift.encoder, self.inits, "init")
+            check(f"shift.{name}.reference", shift.reference, self.data, "data set")
+            check(f"shift.{name}.target", shift.target, self.data, "data set")
+            if self.inits[shift.encoder].start is None:
+                raise ValueError(
+                    f"shift.{name}.encoder: {shift.encoder!r} has no start, so no encoder to look with"
+                )
+        self._no_cycle()
+        self._one_division()
+        return self
+
+    def _one_division(self) -> None:
+        """Refuse settings of a part that would divide the same images otherwise than the rest of the study."""
+        for kind in ("pretraining", "tasks", "inits"):
+            for name, spec in getattr(self, kind).items():
+                data = spec.settings.get("data")
+                if isinstance(data, Mapping) and "split" in data:
+                    raise ValueError(
+                        f"{kind}.{name}.settings.data.split: patients are divided once for the whole study; give it in "
+                        "the settings of the recipe"
+                    )
+
+    def _no_cycle(self) -> None:
+        for first in self.pretraining:
+            chain, name = [first], self.pretraining[first].start
+            while name is not None:
+                if name in chain:
+                    raise ValueError(
+                        f"pretraining.{first}.start: goes round in a circle: {' <- '.join([*chain, name])}"
+                    )
+                chain.append(name)
+                name = self.pretraining[name].start
+
+    def inits_of(self, task: str) -> list[str]:
+        """Return the names of the inits of a task, in the order of the recipe."""
+        wanted = self.tasks[task].inits
+        return [name for name in self.inits if wanted is None or name in wanted]
+
+    def without(self, missing: Collection[str]) -> Recipe:
+        """Return the recipe without what needs data sets that are not given.
+
+        Raises:
+            ConfigError: no task is left.
+        """
+        tree = self.model_dump()
+        for name in missing:
+            tree["data"].pop(name)
+        for spec in tree["pretraining"].values():
+            spec["data"] = [name for name in spec["data"] if name not in missing]
+        while lost := [
+            n for n, s in tree["pretraining"].items() if not s["data"] or s["start"] in self._lost(tree)
+        ]:
+            for name in lost:
+                tree["pretraining"].pop(name)
+        gone = self._lost(tree)
+        tree["inits"] = {n: s for n, s in tree["inits"].items() if s["start"] not in gone}
+        tree["tasks"] = {n: s for n, s in tree["tasks"].items() if s["data"] not in missing}
+        for spec in tree["tasks"].values():
+            spec["elsewhere"] = {n: s for n, s in spec["elsewhere"].items() if s["data"] not in missing}
+            spec["inits"] = spec["inits"] and [name for name in spec["inits"] if name in tree["inits"]]
+        tree["shift"] = {
+            n: s
+            for n, s in tree["shift"].items()
+            if s["encoder"] in tree["inits"] and not {s["reference"], s["target"]} & set(missing)
+        }
+        if not tree["tasks"]:
+            wanted = ", ".join(dict.fromkeys(task.data for task in self.tasks.values()))
+            raise ConfigError(f"{self.name}: no data for any task; give --data NAME=PATH for one of {wanted}")
+        return build(Recipe, tree)
+
+    def _lost(self, tree: Tree) -> set[str]:
+        return set(self.pretraining) - set(tree["pretraining"])
+
+
+def known_recipes() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    folder = files("scanprior.studies") / "recipes"
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")
+    )
+
+
+def read_recipe(source: str | Path, *, quick: bool = False) -> Recipe:
+    """Read a recipe of the package by name, or of the user by path.
+
+    Args:
+        source: such as ``ss-cxr``, or ``my.yaml``.
+        quick: take ``NAME-quick`` instead: the same parts, small, on phantoms.
+
+    Raises:
+        ConfigError: there is no such recipe, or the first thing that is wrong in it.
+    """
+    known = known_recipes()
+    name = f"{source}-quick" if quick else str(source)
+    if name in known:
+        path = Path(str(files("scanprior.studies") / "recipes" / f"{name}.yaml"))
+    elif quick:
+        quick_ones = [one.removesuffix("-quick") for one in known if one.endswith("-quick")]
+        raise ConfigError(f"--quick: {source} has no quick form; these have: {', '.join(quick_ones)}")
+    else:
+        path = Path(source)
+        if not path.suffix and not path.exists():
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the package has {', '.join(known)}"
+            raise ConfigError(f"{source}: there is no such recipe; {hint}, or name a YAML file")
+    try:
+        return build(Recipe, load_yaml(path))
+    except ConfigError as error:
+        text = str(error)
+        raise ConfigError(text if text.startswith(str(path)) else f"{path.name}: {text}") from None

@@ -1,0 +1,141 @@
+"""Recipes: what they may say, and the steps they become."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scanprior.config import build
+from scanprior.errors import ConfigError
+from scanprior.studies.plan import steps_of
+from scanprior.studies.recipe import Recipe, known_recipes, read_recipe
+
+TREE: dict[str, Any] = {
+    "name": "made",
+    "data": {"a": {}, "b": {}},
+    "settings": {"engine": {"steps": 5}, "data": {"size": 32}},
+    "pretraining": {"mae": {"data": ["a", "b"], "objective": "mae"}},
+    "inits": {"scratch": {}, "mae": {"start": "mae", "settings": {"engine": {"layer_decay": 0.5}}}},
+    "tasks": {
+        "one": {
+            "data": "a",
+            "labels": [10, 40, "all"],
+            "metrics": ["auroc"],
+            "tune": {"labels": [10, 100], "grid": {"engine.lr": [0.1, 0.2], "engine.steps": [5, 6]}},
+            "elsewhere": {"b": {"data": "b"}},
+            "drifts": ["gamma"],
+        },
+        "two": {
+            "data": "b",
+            "metrics": ["dice"],
+            "settings": {"task": {"name": "segment"}},
+            "inits": ["mae"],
+        },
+    },
+    "shift": {"b": {"encoder": "mae", "reference": "a", "target": "b"}},
+    "seeds": [3, 4],
+}
+
+
+def changed(place: str, value: Any) -> dict[str, Any]:
+    tree = copy.deepcopy(TREE)
+    *path, last = place.split("/")
+    node = tree
+    for name in path:
+        node = node.setdefault(name, {})
+    node[last] = value
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        ("tasks/one/data", "aa", r"tasks.one.data: there is no data set 'aa' in the recipe; did you mean 'a'"),
+        ("tasks/one/inits", ["may"], "tasks.one.inits: there is no init 'may' in the recipe; did you mean 'mae'"),
+        ("tasks/one/elsewhere/b", {"data": "x"}, "tasks.one.elsewhere.b.data: there is no data set 'x'"),
+        ("tasks/one/elsewhere/test", {"data": "b"}, "'test' is the name of the task's own images"),
+        ("tasks/one/drifts", ["gama"], "there is no drift 'gama'; did you mean 'gamma'"),
+        ("tasks/one/labels", [0], "labels"),
+        ("tasks/one/metrics", [], "metrics"),
+        ("tasks/one/tune/grid", {"engine.lr": []}, "engine.lr: give at least one value"),
+        ("baseline", "none", "baseline: there is no init 'none' in the recipe; known here: scratch, mae"),
+        ("pretraining/mae/data", ["c"], "pretraining.mae.data: there is no data set 'c'"),
+        ("pretraining/mae/start", "x", "pretraining.mae.start: there is no pretraining 'x'"),
+        ("shift/b/encoder", "scratch", "'scratch' has no start, so no encoder to look with"),
+        ("tasks/one/settings/data", {"split": {"seed": 1}}, "patients are divided once for the whole study"),
+        ("tassks", {}, "tassks: unknown configuration key; did you mean 'tasks'"),
+        ("seeds", [], "seeds"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(place: str, value: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        build(Recipe, changed(place, value))
+
+
+def test_a_circle_of_pretrainings_is_named() -> None:
+    tree = changed("pretraining/second", {"data": ["a"], "objective": "mae", "start": "mae"})
+    tree["pretraining"]["mae"]["start"] = "second"
+    with pytest.raises(ConfigError, match="goes round in a circle: mae <- second <- mae"):
+        build(Recipe, tree)
+
+
+def test_the_steps_of_a_recipe() -> None:
+    tree = changed("pretraining/next", {"data": ["a"], "objective": "gmml", "start": "mae"})
+    tree["pretraining"] = dict(reversed(tree["pretraining"].items()))  # the order of the file does not matter
+    steps = {step.name: step for step in steps_of(build(Recipe, tree))}
+    assert len(steps) == 2 + 1 + 2 * 2 * 4 + 2 * (3 * 2 + 1)
+    assert steps["pretrained/next"].needs == ("pretrained/mae",) == (steps["pretrained/next"].start,)
+    names = list(steps)
+    for place, step in enumerate(steps.values()):
+        assert all(names.index(need) < place for need in step.needs)
+    tuned = steps["tuning/one/mae/100/3"]
+    assert tuned.options["engine"] == {"steps": 6, "layer_decay": 0.5, "seed": 100, "lr": 0.2}
+    assert tuned.options["labels"] == {"seed": 100, "count": 100}
+    run = steps["runs/one/mae/40/seed4"]
+    # 40 lies nearer to 100 than to 10 by ratio
+    assert [name for name, _ in run.tuned_by] == [f"tuning/one/mae/100/{n}" for n in range(4)]
+    assert run.tuned_by[1][1] == {"engine": {"lr": 0.1, "steps": 6}}
+    assert run.start == "pretrained/mae" and run.options["labels"] == {"seed": 4, "count": 40}
+    whole = steps["runs/one/scratch/all/seed3"]
+    assert whole.options["labels"] == {"seed": 3} and whole.start is None
+    assert whole.drifts == ("gamma",) and not run.drifts  # curves are of the largest budget
+    assert steps["runs/two/mae/all/seed3"].options["task"] == {"name": "segment"}
+    assert "runs/two/scratch/all/seed3" not in steps
+
+
+def test_what_needs_data_that_is_not_there_is_left_out() -> None:
+    tree = changed("pretraining/onlyb", {"data": ["b"], "objective": "mae"})
+    tree["pretraining"]["after"] = {"data": ["a"], "objective": "mae", "start": "onlyb"}
+    tree["inits"]["after"] = {"start": "after"}
+    tree["tasks"]["one"]["inits"] = ["scratch", "after"]
+    left = build(Recipe, tree).without(["b"])
+    assert list(left.tasks) == ["one"] and not left.tasks["one"].elsewhere and not left.shift
+    assert list(left.pretraining) == ["mae"] and left.pretraining["mae"].data == ["a"]
+    assert list(left.inits) == ["scratch", "mae"] and left.tasks["one"].inits == ["scratch"]
+    with pytest.raises(
+        ConfigError, match="made: no data for any task; give --data NAME=PATH for one of a, b"
+    ):
+        build(Recipe, TREE).without(["a", "b"])
+
+
+def test_recipes_of_the_package_are_sound() -> None:
+    assert "ss-cxr" in known_recipes() and "ss-cxr-quick" in known_recipes()
+    for name in known_recipes():
+        recipe = read_recipe(name)
+        assert recipe.question and steps_of(recipe)
+
+
+def test_recipes_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean ss-cxr"):
+        read_recipe("sscxr")
+    with pytest.raises(ConfigError, match="no such configuration file"):
+        read_recipe(tmp_path / "mine.yaml")
+    with pytest.raises(ConfigError, match="has no quick form; these have: ss-cxr"):
+        read_recipe(tmp_path / "mine.yaml", quick=True)
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(changed("tasks/one/data", "aa")))
+    with pytest.raises(ConfigError, match=r"mine.yaml: tasks.one.data: there is no data set 'aa'"):
+        read_recipe(tmp_path / "mine.yaml")
