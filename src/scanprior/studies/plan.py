@@ -67,7 +67,12 @@ def training_data(recipe: Recipe) -> set[str]:
     return pretraining_data(recipe) | {task.data for task in recipe.tasks.values()}
 
 
+_OF_TASKS = ("task", "labels", "selection", "evaluation")
+"""Sections of the recipe's settings that a pretraining has no use for."""
+
+
 def _pretrainings(recipe: Recipe) -> Iterator[Step]:
+    shared = {name: tree for name, tree in recipe.settings.items() if name not in _OF_TASKS}
     done: set[str] = set()
     while len(done) < len(recipe.pretraining):
         for name, spec in recipe.pretraining.items():
@@ -80,7 +85,7 @@ def _pretrainings(recipe: Recipe) -> Iterator[Step]:
                 "pretrain",
                 tuple(spec.data),
                 needs=() if before is None else (before,),
-                options=merge(recipe.settings, spec.settings),
+                options=merge(shared, spec.settings),
                 objective=spec.objective,
                 start=before,
                 facts={"pretraining": name},

@@ -122,7 +122,7 @@ class Recipe(Config):
     title: str = Field("", description="heading of the report")
     question: str = Field("", description="what it is to answer, one sentence")
     data: dict[Name, DataSpec] = Field(min_length=1)
-    settings: Tree = Field({}, description="of every training: data, encoder, augment, engine")
+    settings: Tree = Field({}, description="of every training: data, encoder, augment, engine; evaluation")
     pretraining: dict[Name, PretrainingSpec] = Field({})
     inits: dict[Name, InitSpec] = Field(min_length=1)
     baseline: Name = Field("scratch", description="the init that the others are compared with")

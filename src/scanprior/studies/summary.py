@@ -82,11 +82,7 @@ def summarise(
         "synthetic": [row for task in tasks for row in task.synthetic()],
         "subgroups": [row for task in tasks for row in task.subgroups()],
         "gaps": [row for task in tasks for row in task.gaps()],
-        "shift": [
-            {"shift": step.facts["shift"], **json.loads((folder / f"{step.name}.json").read_text())}
-            for step in steps
-            if step.kind == "shift"
-        ],
+        "shift": [_shifted(folder, step) for step in steps if step.kind == "shift"],
     }
 
 
@@ -105,6 +101,17 @@ def _pretrained(folder: Path, step: Step) -> Row:
         "data": list(step.data),
         "images": int(card["data"].get("images_used", 0)) or None,
         "steps": training["steps"],
+    }
+
+
+def _shifted(folder: Path, step: Step) -> Row:
+    """Return a shift under the names of the recipe."""
+    found = json.loads((folder / f"{step.name}.json").read_text())
+    del found["run"]
+    return {
+        "shift": step.facts["shift"],
+        **found,
+        "sources": dict(zip(("reference", "target"), step.data, strict=True)),
     }
 
 

@@ -1,0 +1,234 @@
+"""Studies from recipe to report: killed and restarted, with failures, and what the results say."""
+
+from __future__ import annotations
+
+import copy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from sklearn.metrics import roc_auc_score
+
+from scanprior.errors import ConfigError, DataError, RunError
+from scanprior.run import Run
+from scanprior.studies import study
+
+
+def phantoms(patients: int, site: str, seed: int) -> dict[str, Any]:
+    made = {"patients": patients, "size": 32, "sites": [site], "seed": seed}
+    return {"phantom": made, "settings": {"label_columns": ["label"]}}
+
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "data": {"ours": phantoms(30, "a", 1)},
+    "settings": {
+        "data": {"size": 16, "store_size": 16, "workers": 0, "split": {"fractions": [0.5, 0.2, 0.3]}},
+        "encoder": {"name": "vit_tiny_patch16_224", "patch_size": 8, "depth": 1, "embed_dim": 16, "num_heads": 2},
+        "engine": {"batch_size": 8, "precision": "32", "steps": 2},
+        "evaluation": {"resamples": 100},
+    },
+    "inits": {"scratch": {}},
+    "tasks": {"screening": {"data": "ours", "labels": [6, "all"], "metrics": ["auroc"]}},
+    "seeds": [0],
+    "resamples": 100,
+}  # fmt: skip
+
+FULL: dict[str, Any] = {
+    **SMALL,
+    "name": "full",
+    "data": {
+        "ours": phantoms(40, "a", 1),
+        "theirs": phantoms(20, "b", 2),
+    },
+    "pretraining": {
+        "mae": {
+            "data": ["ours", "theirs"], "objective": "mae",
+            "settings": {"objective": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}},
+        },
+    },
+    "inits": {"scratch": {}, "mae": {"start": "mae"}},
+    "tasks": {
+        "screening": {
+            "data": "ours", "labels": [6, "all"], "metrics": ["auroc", "accuracy"],
+            "tune": {"labels": [6], "grid": {"engine.lr": [0.001, 0.01]}},
+            "elsewhere": {"site_b": {"data": "theirs"}}, "drifts": ["gamma"], "subgroups": {"sex": None},
+        },
+        "lungs": {
+            "data": "ours", "metrics": ["dice"], "settings": {"task": {"name": "segment"}}, "inits": ["scratch"],
+            "drifts": ["noise"],
+        },
+    },
+    "shift": {"site_b": {"encoder": "mae", "reference": "ours", "target": "theirs"}},
+    "seeds": [0, 1],
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCANPRIOR_CACHE", str(tmp_path_factory.getbasetemp() / "study cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def written(tree: dict[str, Any], place: Path) -> Path:
+    place.write_text(yaml.safe_dump(tree))
+    return place
+
+
+def changed(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    tree = copy.deepcopy(SMALL)
+    change(tree)
+    return tree
+
+
+def command(recipe: Path, out: Path) -> list[str]:
+    program = "from scanprior.cli import main; main()"
+    return [sys.executable, "-c", program, "study", str(recipe), "--out", str(out), "--workers", "2"]
+
+
+def test_a_study_killed_and_restarted_ends_with_the_same_results(tmp_path: Path) -> None:
+    recipe = written(FULL, tmp_path / "full.yaml")
+    whole = study(recipe, out=tmp_path / "whole", workers=2)
+    assert not whole["failed"]
+    check_everything_is_there(whole, tmp_path / "whole")
+    check_values(whole, tmp_path / "whole")
+    out = tmp_path / "killed"
+    process = subprocess.Popen(command(recipe, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("tuning/*/*/*/*/model.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "results.json").exists()
+    finished = {path: path.stat().st_mtime_ns for path in out.rglob("model.json")}
+    assert len(finished) >= 3
+    again = subprocess.run(command(recipe, out), capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished, "a finished run was done again"
+    assert (out / "results.json").read_bytes() == (tmp_path / "whole" / "results.json").read_bytes()
+    assert (out / "report.html").read_bytes() == (tmp_path / "whole" / "report.html").read_bytes()
+
+
+def check_everything_is_there(results: dict[str, Any], folder: Path) -> None:
+    for part in ("pretraining", "tuned", "efficiency", "drift", "synthetic", "subgroups", "gaps", "shift"):
+        assert results[part], part
+    for row in results["efficiency"]:
+        assert (row["low"] is None) == (row["reason"] is not None)
+    assert len(results["efficiency"]) == 2 * 2 * 2 * 2 + 1
+    assert {row["kind"] for row in results["synthetic"]} == {"none", "gamma", "noise"}
+    page = (folder / "report.html").read_text()
+    assert "Phantoms" in page and "site_b" in page and "lungs" in page
+    for name in ("efficiency", "drift", "synthetic", "subgroups", "gaps"):
+        assert len(pd.read_csv(folder / "tables" / f"{name}.csv")) == len(results[name])
+
+
+def check_values(results: dict[str, Any], folder: Path) -> None:
+    """Means over seeds are those of the runs' own predictions; tuning took the best; tests saw held-out images."""
+    row = next(
+        row for row in results["efficiency"]
+        if (row["task"], row["evaluation"], row["init"], row["labels"], row["metric"])
+        == ("screening", "test", "mae", "all", "auroc")
+    )  # fmt: skip
+    values = []
+    for seed in (0, 1):
+        run = folder / "runs" / "screening" / "mae" / "all" / f"seed{seed}"
+        table = pd.read_parquet(run / "evaluations" / "test.parquet")
+        values.append(roc_auc_score(table["label"] == "abnormal", table["prob:abnormal"]))
+        assert not (run / "state").exists()
+    assert row["value"] == pytest.approx(np.mean(values)) and row["seeds"] == pytest.approx(values, abs=1e-6)
+    same = ("task", "evaluation", "labels", "metric")
+    base = next(
+        other for other in results["efficiency"]
+        if other["init"] == "scratch" and all(other[name] == row[name] for name in same)
+    )  # fmt: skip
+    assert row["difference"] == pytest.approx(row["value"] - base["value"])
+    tuned = next(r for r in results["tuned"] if (r["init"], r["labels"]) == ("mae", "all"))
+    files = sorted(folder.glob("tuning/screening/mae/6/*/model.json"))
+    tried = [Run.open(file.parent).card["training"]["selected_value"] for file in files]
+    assert tuned["validation"] == max(tried) and tuned["tried"] == 2
+    chosen = Run.open(folder / "runs/screening/mae/all/seed0").config()["engine"]["lr"]
+    assert tuned["chosen"] == {"engine": {"lr": chosen}}
+    # The other site is part of the pretraining, so only its held-out images are tested on.
+    seen = pd.read_parquet(folder / "pretrained" / "mae" / "data.parquet")
+    elsewhere = pd.read_parquet(folder / "runs/screening/scratch/all/seed0/evaluations/site_b.parquet")
+    used = set(seen.loc[(seen["source"] == "theirs") & (seen["used"] == "pretrain"), "image"])
+    assert used and not used & set(elsewhere["image"])
+
+
+def test_a_run_that_fails_is_named_and_tried_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(tree: dict[str, Any]) -> None:
+        tree["inits"]["given"] = {"start": str(tmp_path / "later")}
+        tree["tasks"]["screening"]["labels"] = ["all"]
+
+    recipe = written(changed(broken), tmp_path / "r.yaml")
+    results = study(recipe, out=tmp_path / "out", workers=1)
+    ((name, why),) = results["failed"].items()
+    assert name == "runs/screening/given/all/seed0" and str(tmp_path / "later") in why
+    assert [row["init"] for row in results["efficiency"]] == ["scratch"]
+    assert why in (tmp_path / "out" / "report.html").read_text()
+    (tmp_path / "later").symlink_to(tmp_path / "out" / "runs/screening/scratch/all/seed0")
+    results = study(recipe, out=tmp_path / "out", workers=1)
+    assert not results["failed"] and len(results["efficiency"]) == 2
+    assert "failed" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_what_is_in_the_way_is_refused(tmp_path: Path) -> None:
+    recipe = written(SMALL, tmp_path / "r.yaml")
+    out = tmp_path / "out"
+    study(recipe, out=out, workers=1)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    other = written(changed(lambda tree: tree.update(seeds=[5])), tmp_path / "other.yaml")
+    with pytest.raises(
+        RunError, match=r"holds a study of another recipe: recipe.seeds was \[0\] and is \[5\]"
+    ):
+        study(other, out=out)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    with pytest.raises(RunError, match="not empty and holds no study"):
+        study(recipe, out=tmp_path)
+    with pytest.raises(RunError, match="a file is here"):
+        study(recipe, out=tmp_path / "r.yaml")
+    with pytest.raises(ConfigError, match="--data ourss=…: the recipe has no such data set"):
+        study(recipe, out=tmp_path / "new", data={"ourss": tmp_path})
+    with pytest.raises(ConfigError, match="makes this data set itself, of phantoms"):
+        study(recipe, out=tmp_path / "new", data={"ours": tmp_path})
+    with pytest.raises(ConfigError, match="workers=0"):
+        study(recipe, out=tmp_path / "new", workers=0)
+    assert not (tmp_path / "new").exists()
+
+
+def test_wrong_parts_of_a_recipe_are_said(tmp_path: Path) -> None:
+    kept = changed(lambda tree: tree["data"]["ours"].update(keep={"view": ["L"]}))
+    with pytest.raises(DataError, match=r"data.ours.keep: no image has view in L"):
+        study(written(kept, tmp_path / "a.yaml"), out=tmp_path / "a")
+    column = changed(lambda tree: tree["data"]["ours"].update(keep={"vieuw": ["L"]}))
+    with pytest.raises(DataError, match=r"data.ours.keep: there is no column 'vieuw'; the columns are image"):
+        study(written(column, tmp_path / "b.yaml"), out=tmp_path / "b")
+    metric = changed(lambda tree: tree["tasks"]["screening"].update(metrics=["auc"]))
+    with pytest.raises(DataError, match=r"tasks.screening.metrics: there is no 'auc'; there are auroc"):
+        study(written(metric, tmp_path / "c.yaml"), out=tmp_path / "c", workers=1)
+    nothing = changed(lambda tree: tree["settings"]["engine"].update(steps=0))
+    with pytest.raises(
+        RunError, match=r"no fine-tuning succeeded; the first that failed, runs/.*engine.steps"
+    ):
+        study(written(nothing, tmp_path / "d.yaml"), out=tmp_path / "d", workers=1)
+
+
+def test_rows_are_kept_by_their_columns(tmp_path: Path) -> None:
+    kept = changed(lambda tree: tree["data"]["ours"].update(keep={"sex": ["F"], "view": ["PA"]}))
+    kept["tasks"]["screening"]["labels"] = ["all"]
+    study(written(kept, tmp_path / "r.yaml"), out=tmp_path / "out", workers=1)
+    table = pd.read_parquet(tmp_path / "out" / "data" / "ours.parquet")
+    assert set(table["sex"]) == {"F"} and set(table["view"]) == {"PA"}
+    used = pd.read_parquet(tmp_path / "out" / "runs/screening/scratch/all/seed0/data.parquet")
+    split = pd.read_csv(tmp_path / "out" / "data" / "ours-split.csv").set_index("image")["split"]
+    assert used.set_index("image")["split"].to_dict() == split.to_dict()
