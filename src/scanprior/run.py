@@ -7,6 +7,7 @@ import json
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,30 @@ FORMAT = 1
 """Version of the layout of ``model.json``; a run of a greater one is refused."""
 
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pydicom", "pillow", "scikit-learn", "lightning-fabric")
+
+
+RELEASED = "scanprior:"
+"""How the name of an encoder that comes with the package begins."""
+
+
+def released() -> dict[str, Path]:
+    """Return the encoders that come with the package: ``scanprior:NAME`` to run folder."""
+    folder = Path(str(files("scanprior") / "released"))
+    return {f"{RELEASED}{file.parent.name}": file.parent for file in sorted(folder.glob("*/model.json"))}
+
+
+def located(name: str | Path) -> Path:
+    """Return the folder of a run: a path as it is, or what ``scanprior:NAME`` stands for.
+
+    Raises:
+        RunError: no encoder of that name comes with the package.
+    """
+    if not str(name).startswith(RELEASED):
+        return Path(name)
+    known = released()
+    if str(name) not in known:
+        raise RunError(f"{name}: no such encoder comes with scanprior; these do: {', '.join(known)}")
+    return known[str(name)]
 
 
 class Run:
@@ -71,12 +96,12 @@ class Run:
 
     @classmethod
     def open(cls, path: Path | str) -> Run:
-        """Open a finished run.
+        """Open a finished run, or by ``scanprior:NAME`` one that comes with the package.
 
         Raises:
             RunError: no run, a run that is not finished, or one of a newer scanprior.
         """
-        path = Path(path)
+        path = located(path)
         card_file = path / "model.json"
         if not card_file.exists():
             if (path / "config.yaml").exists():

@@ -9,7 +9,7 @@ import pandas as pd
 
 from scanprior.config import Tree
 from scanprior.errors import ScanpriorError
-from scanprior.run import Run
+from scanprior.run import Run, located
 
 
 def inherited_settings(parent: str | Path | None) -> Tree:
@@ -54,7 +54,7 @@ def seen_in_pretraining(parent: str | None, frame: pd.DataFrame) -> tuple[int, l
     held_out = frame[frame["split"].isin(["val", "test"])]
     seen: set[str] = set()
     while parent is not None:
-        table = Path(parent) / "data.parquet"
+        table = located(parent) / "data.parquet"
         if not table.exists():
             break
         rows = pd.read_parquet(table)

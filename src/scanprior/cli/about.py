@@ -35,9 +35,14 @@ def objectives() -> None:
 def encoders(
     pattern: Annotated[str, typer.Argument(help="Part of a name, such as vit_tiny.")] = "",
 ) -> None:
-    """List the networks that can be encoders (all of timm's)."""
+    """List the pretrained encoders in the box, and the networks that can be encoders (all of timm's)."""
     import timm
 
+    from scanprior.run import Run, released
+
+    for name in released():
+        if pattern in name:
+            say(f"{name}  {Run.open(name).card['summary']}")
     names = timm.list_models(f"*{pattern}*" if pattern else "")
     say(*names, f"{len(names)} networks; next: scanprior pretrain SOURCE --encoder NAME --out runs/pre")
 

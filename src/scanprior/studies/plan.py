@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scanprior.config import Tree, merge, nest
+from scanprior.run import RELEASED
 from scanprior.studies.recipe import Labels, Recipe, TaskSpec, TuneSpec
 
 Kind = Literal["pretrain", "tune", "finetune", "shift"]
@@ -105,7 +106,9 @@ def _start(recipe: Recipe, init: str) -> tuple[str | None, tuple[str, ...]]:
     start = recipe.inits[init].start
     if start in recipe.pretraining:
         return f"pretrained/{start}", (f"pretrained/{start}",)
-    return (None if start is None else str(Path(start).expanduser().resolve())), ()
+    if start is None or start.startswith(RELEASED):
+        return start, ()
+    return str(Path(start).expanduser().resolve()), ()
 
 
 def _options(recipe: Recipe, task: str, init: str, labels: Labels, seed: int) -> Tree:
