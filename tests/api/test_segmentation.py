@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +99,7 @@ def test_what_a_segmenter_is_not_for(
 ) -> None:
     image = next((phantoms / "images").iterdir())
     said = scanprior("predict", segmented.path, image, "--out", tmp_path / "p.csv")
-    assert said.code == 2 and "is a segmenter, and a classifier is needed" in said.err
+    assert said.code == 2 and "masks need a folder; name it without .csv" in said.err
     said = scanprior("compare", segmented.path, finetuned.path)
     assert said.code == 2 and "compare like with like" in said.err
     (tmp_path / "plain").mkdir()
@@ -107,3 +109,96 @@ def test_what_a_segmenter_is_not_for(
     assert said.code == 2 and "name no masks" in said.err and not (tmp_path / "no").exists()
     said = scanprior("finetune", phantoms, "--out", tmp_path / "no", "--set", "task.name=detect")
     assert said.code == 2 and "choose one of classify, segment" in said.err
+
+
+def test_predicted_masks_are_those_that_were_measured(
+    segmented: Run, phantoms: Path, tmp_path: Path, scanprior: Command
+) -> None:
+    test = pd.read_parquet(segmented.path / "evaluations" / "test.parquet")
+    images = [str(phantoms / name) for name in test["image"].head(4)]
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    twin = tmp_path / Path(images[0]).name
+    shutil.copy(images[0], twin)
+    said = scanprior(
+        "predict", segmented.path, *images, tmp_path / "broken.png", twin, "--out", tmp_path / "out"
+    )
+    assert said.code == 0 and "6 rows, 1 with an error" in said.out, said.text
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    masks = pd.read_csv(phantoms / "labels.csv").set_index("image")["mask"]
+    for row, known in zip(table.head(4).itertuples(), test.head(4).itertuples(), strict=True):
+        found = np.asarray(Image.open(tmp_path / "out" / row.mask))
+        assert set(np.unique(found)) <= {0, 255} and found.shape == (row.height, row.width) == (48, 48)
+        truth = np.asarray(Image.open(phantoms / masks[known.image])) > 0
+        dice = 2 * ((found > 0) & truth).sum() / ((found > 0).sum() + truth.sum())
+        assert dice == pytest.approx(test.loc[known.Index, "dice:foreground"])
+        assert table.loc[row.Index, "area:foreground"] == (found > 0).sum()
+        assert Image.open(tmp_path / "out" / row.overlay).size == (48, 48)
+    broken, copy = table.iloc[4], table.iloc[5]
+    assert pd.isna(broken["mask"]) and pd.isna(broken["area:foreground"]) and broken["error"]
+    assert copy["mask"] != table.loc[0, "mask"]  # two files of one name do not overwrite each other
+    as_arrays = api.predict(segmented.path, images, out=tmp_path / "npy", masks="npy", overlays=False)
+    array = np.load(tmp_path / "npy" / as_arrays.loc[0, "mask"])
+    assert array.dtype == bool and array.shape == (1, 48, 48)
+    np.testing.assert_array_equal(
+        array[0], np.asarray(Image.open(tmp_path / "out" / table.loc[0, "mask"])) > 0
+    )
+    assert not (tmp_path / "npy" / "overlays").exists()
+
+
+def test_predicted_masks_have_the_values_of_the_runs_own(phantoms: Path, tmp_path: Path) -> None:
+    """Classes that exclude one another come back in their own values; those that may overlap, a file each."""
+    table = pd.read_csv(phantoms / "labels.csv")
+    for kind in ("values", "several"):
+        (tmp_path / kind / "masks").mkdir(parents=True)
+        shutil.copytree(phantoms / "images", tmp_path / kind / "images")
+    for name in table["mask"]:
+        lungs = np.asarray(Image.open(phantoms / name)) > 0
+        left = lungs & (np.arange(48) < 24)
+        Image.fromarray((left * 7 + (lungs & ~left) * 90).astype(np.uint8)).save(tmp_path / "values" / name)
+        stem = Path(name).stem
+        Image.fromarray(left.astype(np.uint8) * 255).save(tmp_path / "several" / "masks" / f"{stem}-left.png")
+        Image.fromarray(lungs.astype(np.uint8) * 255).save(
+            tmp_path / "several" / "masks" / f"{stem}-both.png"
+        )
+    kept = table[["image", "patient", "label"]]
+    kept.assign(mask=table["mask"]).to_csv(tmp_path / "values" / "labels.csv", index=False)
+    stems = table["mask"].map(lambda name: f"masks/{Path(name).stem}")
+    several = kept.assign(**{"mask:left": stems + "-left.png", "mask:both": stems + "-both.png"})
+    several.to_csv(tmp_path / "several" / "labels.csv", index=False)
+    image = phantoms / table["image"].iloc[0]
+    for kind in ("values", "several"):
+        run = api.finetune(
+            tmp_path / kind, out=tmp_path / f"run {kind}", options={**FINETUNING, **MASKS, "engine.steps": 30}
+        )
+        made = api.predict(run.path, image, out=tmp_path / f"out {kind}")
+        files = made.loc[0, "mask"].split("|")
+        found = [np.asarray(Image.open(tmp_path / f"out {kind}" / file)) for file in files]
+        if kind == "values":
+            assert len(files) == 1 and set(np.unique(found[0])) <= {0, 7, 90}
+            assert made.loc[0, "area:value 7"] == (found[0] == 7).sum()
+        else:
+            assert [Path(file).stem.rpartition("-")[2] for file in files] == ["left", "both"]
+            assert all(set(np.unique(one)) <= {0, 255} for one in found)
+
+
+def test_a_report_shows_its_masks(segmented: Run, scanprior: Command) -> None:
+    assert scanprior("report", segmented.path).code == 0
+    page = (segmented.path / "report.html").read_text()
+    for words in (
+        "Segmentation report",
+        "Worst, median and best masks",
+        "95 % Hausdorff distance",
+        "Distances in",
+    ):
+        assert words in page
+    assert page.count('alt="worst, Dice') == page.count('alt="best, Dice') >= 3
+    assert "Most wrong cases" not in page
+
+
+def test_where_masks_cannot_go(
+    segmented: Run, phantoms: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    (tmp_path / "out").write_text("a file")
+    assert "masks need a folder" in refused("predict", segmented.path, phantoms, "--out", tmp_path / "out")
+    said = refused("predict", segmented.path, phantoms, "--out", tmp_path / "new", "--masks", "gif")
+    assert "choose one of png, npy" in said and not (tmp_path / "new").exists()

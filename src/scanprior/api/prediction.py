@@ -1,15 +1,17 @@
-"""``predict``: probabilities for raw files, DICOM included."""
+"""``predict``: probabilities, or masks, for raw files, DICOM included."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from scanprior.api.mask_prediction import MaskForm, predict_masks
 from scanprior.api.models import load_classifier
 from scanprior.data.folders import scan
 from scanprior.data.paths import split_reference
@@ -26,31 +28,44 @@ def predict(
     paths: str | Path | Sequence[str | Path],
     *,
     out: str | Path | None = None,
+    masks: MaskForm = "png",
+    overlays: bool = True,
     batch_size: int = 64,
     reporter: Reporter | None = None,
 ) -> pd.DataFrame:
-    """Predict raw images: one row an image, in the order found; probabilities, or the error.
+    """Predict raw images: one row an image, in the order found; probabilities or masks, or the error.
 
     Args:
         run: a fine-tuned run.
         paths: files (``file.dcm#3`` for a frame, ``file.npz`` for all its images) and folders.
-        out: a ``.csv`` or ``.parquet`` file to write.
+        out: a ``.csv`` or ``.parquet`` file to write; of a segmentation run a folder, for ``masks/``,
+            ``overlays/`` and ``predictions.csv``.
+        masks: form of the masks, at the size of the images: ``png``, with the values of the run's own masks, or
+            ``npy`` (bool, (classes, height, width)).
+        overlays: whether to draw predicted masks over the images.
         batch_size: images per forward pass.
         reporter: shows progress.
 
     Returns:
-        A table with ``image``, ``predicted`` (multi-class), ``prob:CLASS`` columns and ``error``.
+        A table with ``image``, ``predicted`` (multi-class), ``prob:CLASS`` columns and ``error``; of a segmentation
+        run ``image``, ``mask``, ``overlay``, ``height``, ``width``, ``area:CLASS`` in pixels and ``error``.
 
     Raises:
         DataError: a path that does not exist, or no image found.
     """
     reporter = reporter or Reporter()
+    opened = Run.open(run)
+    if opened.card["kind"] == "segment":
+        if masks not in get_args(MaskForm):
+            raise DataError(f"masks={masks!r}: choose one of {', '.join(get_args(MaskForm))}")
+        return predict_masks(
+            opened, _found(paths), out=None if out is None else Path(out), form=masks, overlays=overlays,
+            batch_size=batch_size, reporter=reporter,
+        )  # fmt: skip
     if out is not None and Path(out).suffix not in (".csv", ".parquet"):
         raise DataError(f"--out {out}: the ending decides the form; use .csv or .parquet")
-    model, preprocessing = load_classifier(Run.open(run))
-    references = list(expand(paths))
-    if not references:
-        raise DataError("no image found in what was given")
+    model, preprocessing = load_classifier(opened)
+    references = _found(paths)
     made = []
     for start in range(0, len(references), batch_size):
         chunk = references[start : start + batch_size]
@@ -74,6 +89,13 @@ def predict(
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         _save(table, Path(out))
     return table
+
+
+def _found(paths: str | Path | Sequence[str | Path]) -> list[str]:
+    references = list(expand(paths))
+    if not references:
+        raise DataError("no image found in what was given")
+    return references
 
 
 def _save(table: pd.DataFrame, out: Path) -> None:

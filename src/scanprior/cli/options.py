@@ -29,7 +29,9 @@ Steps = Annotated[int | None, typer.Option("--steps", help="Optimiser steps, ins
 BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Images per step, over all processes.")]
 LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Key of every random decision.")]
-Parent = Annotated[str | None, typer.Option("--from", help="Run whose encoder to start from, or scanprior:cxr-tiny.")]
+Parent = Annotated[
+    str | None, typer.Option("--from", help="Run whose encoder to start from, or scanprior:cxr-tiny.")
+]
 Count = Annotated[int | None, typer.Option("--labels", help="Use only so many labelled training images.")]
 Fraction = Annotated[float | None, typer.Option("--label-fraction", help="Use only this share of them.")]
 

@@ -112,12 +112,16 @@ def shift(
 def predict(
     run: Annotated[Path, typer.Argument(help="A fine-tuned run.")],
     paths: Annotated[list[str], typer.Argument(help="Image files and folders, DICOM included.")],
-    out: Annotated[Path, typer.Option("--out", help="Table to write, .csv or .parquet.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Table to write, .csv or .parquet; of a segmentation run a folder.")
+    ],
+    masks: Annotated[str, typer.Option("--masks", help="Form of masks: png or npy.")] = "png",
+    overlays: Annotated[bool, typer.Option(help="Draw masks over the images.")] = True,
 ) -> None:
-    """Predict raw images: one row each, probabilities or the error."""
+    """Predict raw images: one row each, probabilities or masks, or the error."""
     from scanprior import api
 
-    table = api.predict(run, paths, out=out, reporter=console_reporter())
+    table = api.predict(run, paths, out=out, masks=masks, overlays=overlays, reporter=console_reporter())  # type: ignore[arg-type]
     errors = int(table["error"].notna().sum())
     say(f"wrote {out}: {len(table):,} rows, {errors} with an error", f"next: scanprior report {run}")
 

@@ -39,7 +39,9 @@ def pretrain(
     objective: Annotated[
         str | None, typer.Option("--objective", help="See scanprior objectives; default gmml.")
     ] = None,
-    parent: Annotated[str | None, typer.Option("--from", help="Run to start from, or scanprior:cxr-tiny.")] = None,
+    parent: Annotated[
+        str | None, typer.Option("--from", help="Run to start from, or scanprior:cxr-tiny.")
+    ] = None,
     encoder: Encoder = None,
     size: Size = None,
     epochs: Epochs = None,

@@ -7,6 +7,7 @@ from scanprior.evaluation.drift import drift_rows
 from scanprior.evaluation.evaluate import evaluate
 from scanprior.evaluation.evaluate_masks import MaskScorer, compare_masks, evaluate_masks
 from scanprior.evaluation.gaps import largest_gap
+from scanprior.evaluation.intervals import LOWER_IS_BETTER, UNBOUNDED
 from scanprior.evaluation.labels import groups_of, positive_of
 from scanprior.evaluation.metrics import Scorer, cohen_kappa
 from scanprior.evaluation.ranking import Ranking, auroc, average_precision
@@ -26,6 +27,8 @@ from scanprior.evaluation.surface import hausdorff95, surface_distance
 from scanprior.evaluation.thresholds import choose_thresholds
 
 __all__ = [
+    "LOWER_IS_BETTER",
+    "UNBOUNDED",
     "DeLong",
     "MaskScorer",
     "Match",

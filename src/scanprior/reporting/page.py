@@ -112,6 +112,7 @@ class EvaluationView:
     wrong: list[WrongCase]
     wrong_total: int
     wrong_note: str
+    cases: list[tuple[str, str]]  # of masks: what is shown, data URI
 
 
 @dataclass(frozen=True)
@@ -171,9 +172,11 @@ def gather(run: RunFiles, thumbnails: Thumbnails | None) -> Page:
     floor = min([0.4, *(int(10 * min(v for v in (r[1], r[2]) if v is not None)) / 10 for r in rows)])
     return Page(
         title=" · ".join(filter(None, [run.folder.resolve().name, str(task.get("name") or "")])),
-        eyebrow={"pretrain": "Pretraining report", "classify": "Classification report"}.get(
-            kind, "Run report"
-        ),
+        eyebrow={
+            "pretrain": "Pretraining report",
+            "classify": "Classification report",
+            "segment": "Segmentation report",
+        }.get(kind, "Run report"),
         verdict=statements.verdict(run, evaluations, kind),
         transductive=bool(part(model, "data").get("transductive")),
         chips=statements.chips(model),
@@ -260,6 +263,7 @@ def _evaluation(
         ("Split fingerprint", f"{same}{of_run}" if same else None),
         ("Seed", evaluation.get("seed")),
         ("Positive class", evaluation.get("positive_class")),
+        ("Distances in", evaluation.get("distances_in")),
     ]
     return EvaluationView(
         ident=ident,
@@ -277,7 +281,22 @@ def _evaluation(
         wrong=with_pictures(wrong, thumbnails),
         wrong_total=total,
         wrong_note=note,
+        cases=_cases(run, str(evaluation["name"])) if evaluation.get("task") == "segmentation" else [],
     )
+
+
+def _cases(run: RunFiles, name: str) -> list[tuple[str, str]]:
+    """Return the overlays of the worst, median and best images: (caption, data URI)."""
+    made = []
+    for what in ("worst", "median", "best"):
+        for file in sorted((run.folder / "evaluations" / f"{name}-cases").glob(f"{what}-*.png")):
+            try:
+                uri = picture_uri(file.read_bytes())
+            except OSError:
+                run.problems.append(f"{file.name} is no readable picture; it is left out.")
+                continue
+            made.append((f"{what}, Dice {file.stem.rpartition('dice')[2]}", uri))
+    return made
 
 
 def _failed(run: RunFiles) -> list[tuple[str, str, str]]:

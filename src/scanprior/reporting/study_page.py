@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scanprior import __version__
+from scanprior.evaluation import LOWER_IS_BETTER
 from scanprior.reporting.figures import Figure
 from scanprior.reporting.formatting import count, finite, number, plural
 from scanprior.reporting.page import environment, write_page
@@ -113,17 +114,14 @@ def _verdict(results: Mapping[str, Any]) -> str:
     )
 
 
-FALLING = ("hausdorff95", "surface_distance", "brier", "ece")
-
-
 def _better(row: Row) -> bool:
-    edge = row["difference_high"] if row["metric"] in FALLING else row["difference_low"]
-    return bool(edge < 0 if row["metric"] in FALLING else edge > 0)
+    edge = row["difference_high"] if row["metric"] in LOWER_IS_BETTER else row["difference_low"]
+    return bool(edge < 0 if row["metric"] in LOWER_IS_BETTER else edge > 0)
 
 
 def _worse(row: Row) -> bool:
-    edge = row["difference_low"] if row["metric"] in FALLING else row["difference_high"]
-    return bool(edge > 0 if row["metric"] in FALLING else edge < 0)
+    edge = row["difference_low"] if row["metric"] in LOWER_IS_BETTER else row["difference_high"]
+    return bool(edge > 0 if row["metric"] in LOWER_IS_BETTER else edge < 0)
 
 
 def _data(results: Mapping[str, Any]) -> Table:
@@ -231,7 +229,7 @@ def _task_verdict(
         if not known:
             continue
         fewest = min(row["labels_used"] for row in known)
-        sign = -1 if metric in FALLING else 1
+        sign = -1 if metric in LOWER_IS_BETTER else 1
         best = max(
             (row for row in known if row["labels_used"] == fewest), key=lambda row: sign * row["difference"]
         )

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from scanprior.evaluation import LOWER_IS_BETTER, UNBOUNDED
 from scanprior.reporting.formatting import count, finite, interval, number, plural
 from scanprior.reporting.runfiles import part
 
@@ -28,9 +29,12 @@ METRIC_NAMES = {
     "brier": "Brier score",
     "ece": "Expected calibration error",
     "log_loss": "Log loss",
+    "dice": "Dice",
+    "iou": "IoU",
+    "hausdorff95": "95 % Hausdorff distance",
+    "surface_distance": "Average surface distance",
 }
 COLUMN_NAMES = {"ece": "ECE"}  # where the full name would make a table too wide
-LOWER_IS_BETTER = frozenset({"brier", "ece", "log_loss"})
 WHOLE_SET = ("all", "macro", "micro", "weighted")
 SPLIT_ORDER = ("train", "val", "test")
 
@@ -91,7 +95,7 @@ def metric_row(entry: Mapping[str, Any]) -> MetricRow:
         n=count(entry["n"]) if finite(entry.get("n")) is not None else "",
         positives=count(entry["positives"]) if finite(entry.get("positives")) is not None else "",
         reason=reason,
-        bar="" if value is None else bar_style(value, low, high),
+        bar="" if value is None or metric in UNBOUNDED else bar_style(value, low, high),
     )
 
 

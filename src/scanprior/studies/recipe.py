@@ -50,7 +50,9 @@ class PretrainingSpec(Config):
 class InitSpec(Config):
     """One starting point of fine-tuning; without ``start``, what ``settings`` say of the encoder."""
 
-    start: str | None = Field(None, description="a pretraining of this recipe, a run folder, or scanprior:NAME")
+    start: str | None = Field(
+        None, description="a pretraining of this recipe, a run folder, or scanprior:NAME"
+    )
     settings: Tree = Field({}, description="over the settings of recipe and task, such as engine.layer_decay")
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from scanprior.errors import DataError
 from scanprior.evaluation import (
+    LOWER_IS_BETTER,
     MaskScorer,
     Replicates,
     Scorer,
@@ -37,8 +38,6 @@ from scanprior.studies.plan import Step, pretraining_data, steps_of
 from scanprior.studies.recipe import Labels, Recipe
 
 Row = dict[str, Any]
-FALLING = frozenset({"hausdorff95", "surface_distance", "brier", "ece"})
-"""Metrics that are better where they are smaller."""
 CURVE_RESAMPLES = 500
 """Most resamples for each of the forty points of a drift curve."""
 
@@ -290,7 +289,7 @@ class _TaskResults:
             return None
         budgets = [used for used, _ in curve]
         found = labels_to_match(
-            cell.found[evaluation][key], budgets, [each for _, each in curve], falling=key[0] in FALLING,
+            cell.found[evaluation][key], budgets, [each for _, each in curve], falling=key[0] in LOWER_IS_BETTER,
             level=self.recipe.level,
         )  # fmt: skip
         return {
