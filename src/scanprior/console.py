@@ -39,8 +39,10 @@ class ConsoleReporter(Reporter):
 
     def validation(self, step: int, values: dict[str, float], select: str | None) -> None:
         """Show the metrics of a validation."""
-        shown = "  ".join(f"{k} {v:.4f}" for k, v in values.items() if not k.startswith("negative"))
-        self.note(f"validation at step {step:,}: {shown}")
+        numbers = {k: v for k, v in values.items() if isinstance(v, float) and not k.startswith("negative")}
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+        what = values.get("split", "validation")
+        self.note(f"{what} at step {step:,}: {shown}")
 
     def preparing(self, done: int, total: int) -> None:
         """Show how many images were decoded."""

@@ -14,6 +14,7 @@ from torch import nn
 from scanprior import keyed, objectives
 from scanprior.api.lineage import inherited_settings, parent_card
 from scanprior.api.models import resolve_precision, save_encoder
+from scanprior.api.probing import TrainingProbe
 from scanprior.api.session import Session
 from scanprior.api.settings import PretrainConfig, pretrain_config, user_layers
 from scanprior.api.sources import Images
@@ -80,11 +81,18 @@ def pretrain(
         views=module.views,
         donors=module.needs_donors,
     )
+    every = settled.probe.every
     training = Training(
         module,
         source,
         settled.engine,
         session.path,
+        validate=None
+        if every is None
+        else TrainingProbe(images, rows, settled.probe, preprocessing, settled.engine.seed),
+        validate_every=None
+        if every is None
+        else max(1, round(every * settled.engine.steps_per_epoch(len(source)))),
         on_epoch=_Pictures(session.path / "pictures", source, settled, preprocessing),
         reporter=_HealthWatch(session.reporter),
         fabric=session.fabric,

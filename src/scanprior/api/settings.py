@@ -116,6 +116,15 @@ class AugmentConfig(Augmentation):
     preset: str = Field("chest_xray", description="the settings to start from")
 
 
+class ProbeConfig(Config):
+    """A cheap classifier on frozen features during pretraining, on labelled images of the training split."""
+
+    every: float | None = Field(None, gt=0, description="epochs between probes; empty = none")
+    method: Literal["knn", "linear"] = Field("knn", description="neighbours, or logistic regression in folds")
+    images: int = Field(1000, ge=10, description="most labelled training images to probe with")
+    source: str | None = Field(None, description="name of the source; empty = the first with labels")
+
+
 class PretrainConfig(Config):
     """Everything about a pretraining run."""
 
@@ -128,6 +137,7 @@ class PretrainConfig(Config):
     augment: AugmentConfig
     engine: EngineConfig
     pictures: int = Field(8, ge=0, description="pictures of reconstructions over the whole run")
+    probe: ProbeConfig
 
 
 class FinetuneConfig(Config):
@@ -159,7 +169,7 @@ def pretrain_config(objective: str, *layers: Mapping[str, Any]) -> PretrainConfi
         name=(str, Field(objective, pattern=f"^{re.escape(objective)}$")),
     )
     whole = create_model("PretrainConfig", __base__=PretrainConfig, objective=(section, Field()))
-    base = {"data": {}, "encoder": {}, "objective": {}, "augment": {}, "engine": {"epochs": 100}}
+    base = {"data": {}, "encoder": {}, "objective": {}, "augment": {}, "engine": {"epochs": 100}, "probe": {}}
     return build(whole, _with_preset(_layered(base, nest(method.defaults), *layers)))
 
 

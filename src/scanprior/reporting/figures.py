@@ -44,8 +44,11 @@ _LOGGED: dict[str, tuple[str, bool]] = {
     "lr": ("Learning rate", True),
     "weight_decay": ("Weight decay", True),
     "images_per_second": ("Images per second", True),
+    "probe_auroc": ("AUROC of a probe on training images", False),
+    "probe_accuracy": ("Accuracy of a probe on training images", False),
     "data_wait": ("Share of time waiting for data", True),
 }
+_SPLITS = {"train": "training", "val": "validation", "probe": "probe"}
 _NOT_CURVES = frozenset({"step", "epoch", "split", "time", "seconds", "created"})
 
 
@@ -239,7 +242,7 @@ def _training_figure(
     rows: dict[float, dict[str, str]] = {}
     splits = [
         s
-        for s in ("train", "val")
+        for s in _SPLITS
         if any(e.get("split", "train") == s and finite(e.get(name)) is not None for e in entries)
     ]
     for split in splits:
@@ -251,7 +254,7 @@ def _training_figure(
         one, size = _binned(split, points, 0 if split == "train" else 1)
         binned = max(binned, size)
         series.append(one)
-        header.append({"train": "Training", "val": "Validation"}[split])
+        header.append(_SPLITS[split].capitalize())
         for step, value in _sample(points):
             rows.setdefault(step, {})[split] = scalar(value)
     ends = "; ".join(
@@ -274,14 +277,14 @@ def _known(values: Sequence[float | None]) -> list[float]:
 
 def _binned(split: str, points: list[tuple[float, float]], index: int) -> tuple[Series, int]:
     """Average neighbouring points so that at most ``BINS`` remain; the band is their range."""
-    name = {"train": "training", "val": "validation"}[split]
+    name = _SPLITS[split]
     size = -(-len(points) // BINS)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     xs = [sum(x for x, _ in g) / len(g) for g in groups]
     ys = [sum(y for _, y in g) / len(g) for g in groups]
     low = [min(y for _, y in g) for g in groups] if size > 1 else []
     high = [max(y for _, y in g) for g in groups] if size > 1 else []
-    return Series(name, xs, ys, low, high, index, dots=split == "val" and len(groups) <= 60), size
+    return Series(name, xs, ys, low, high, index, dots=split != "train" and len(groups) <= 60), size
 
 
 def _sample(points: list[tuple[float, float]], wanted: int = 10) -> list[tuple[float, float]]:
