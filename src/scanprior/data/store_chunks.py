@@ -10,14 +10,12 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from itertools import chain
-from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +24,7 @@ from numpy.typing import NDArray
 
 from scanprior.data.fitting import Fit, Pixels, fit_mask, fit_pixels
 from scanprior.data.measure import pixel_digest
+from scanprior.data.orphans import end_with_parent
 from scanprior.data.readers import read_mask, read_reference
 from scanprior.errors import DataError, ImageReadError
 
@@ -343,16 +342,3 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context(method)
     context.set_forkserver_preload(["__main__", __name__])  # imported once, not by every worker
     return ProcessPoolExecutor(workers, context, initializer=end_with_parent)
-
-
-def end_with_parent() -> None:
-    """End this worker when the process that started it is gone: after a kill -9 nobody else does."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch(sentinel: int) -> None:
-        wait_for([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()

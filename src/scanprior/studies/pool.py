@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Protocol, TypeVar
 
-from scanprior.data.store_chunks import end_with_parent
+from scanprior.data.orphans import end_with_parent
 from scanprior.errors import ScanpriorError
 
 
@@ -157,10 +159,10 @@ def _death(code: int | None) -> str:
 
 def _serve(pipe: Connection, work: Callable[[Any], None], threads: int) -> None:
     """Work on steps until the pipe is closed, which the end of the process that holds it does too."""
-    import torch
-
     end_with_parent()
-    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read by torch when it is imported, which is costly
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides
     while True:
         try:
