@@ -8,6 +8,6 @@ from __future__ import annotations
 
 NAMES = (
     "startup", "reading", "corruption", "drifts", "bootstrap", "surfaces", "mae_step", "finetuning", "pretraining",
-    "memory",
+    "segmentation", "studies", "memory",
 )  # fmt: skip
 """The benchmarks, in the order they run."""

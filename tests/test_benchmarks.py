@@ -72,7 +72,18 @@ def test_equal_work_is_checked() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["startup", "reading", "corruption", "drifts", "bootstrap", "surfaces", "mae_step", "finetuning"],
+    [
+        "startup",
+        "reading",
+        "corruption",
+        "drifts",
+        "bootstrap",
+        "surfaces",
+        "mae_step",
+        "finetuning",
+        "segmentation",
+        "studies",
+    ],
 )
 def test_benchmark_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCANPRIOR_CACHE", str(tmp_path / "cache"))

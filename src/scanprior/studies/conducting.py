@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,8 @@ def _run(recipe: Recipe, folder: Path, workers: int, reporter: Reporter) -> dict
     threads = max(1, (os.cpu_count() or 1) // workers)
     pool: Pool[Step] = Pool(execution, min(workers, max(left, 1)), threads)
     for number, outcome in enumerate(pool.run(steps, done), 1):
+        with (folder / "steps.jsonl").open("a") as stream:
+            stream.write(json.dumps(asdict(outcome)) + "\n")
         if outcome.error is None:
             reporter.note(f"{number}/{left}  {outcome.name}")
         else:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -37,10 +38,12 @@ class Outcome:
     Attributes:
         name: of the step.
         error: one sentence; None where it is done.
+        seconds: that it took in its worker; None where it was not run to an end.
     """
 
     name: str
     error: str | None = None
+    seconds: float | None = None
 
 
 @dataclass
@@ -118,13 +121,14 @@ class Pool(Generic[Unit]):
             if worker.pipe not in ready:
                 continue
             assert worker.step is not None
+            seconds = None
             try:
-                error = worker.pipe.recv()
+                error, seconds = worker.pipe.recv()
             except (EOFError, ConnectionResetError):
                 worker.process.join()
                 self._running.remove(worker)
                 error = _death(worker.process.exitcode)
-            outcomes.append(Outcome(worker.step, error))
+            outcomes.append(Outcome(worker.step, error, seconds))
             worker.step = None
         return outcomes
 
@@ -169,6 +173,7 @@ def _serve(pipe: Connection, work: Callable[[Any], None], threads: int) -> None:
             step = pipe.recv()
         except EOFError:
             return
+        begun = time.perf_counter()
         try:
             work(step)
             said = None
@@ -176,4 +181,4 @@ def _serve(pipe: Connection, work: Callable[[Any], None], threads: int) -> None:
             said = str(error)
         except Exception as error:
             said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        pipe.send(said)
+        pipe.send((said, round(time.perf_counter() - begun, 2)))
