@@ -1,22 +1,40 @@
-"""The table of the main job: means over seeds with intervals over patients, paired differences, labels to match."""
+"""The table of the main job: means over seeds with intervals over patients and seeds, differences, labels to match."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from scanprior.evaluation import Scorer, groups_of, percentile_interval, resample_weights, two_sided_p
+from scanprior.evaluation import (
+    Replicates,
+    Scorer,
+    groups_of,
+    labels_to_match,
+    mean_difference,
+    mean_interval,
+    replicates,
+)
 
 RESAMPLES = 2000
+LEVEL = 0.95
+BASELINE = "scratch"
 METRICS = {"auroc": "AUROC", "accuracy": "accuracy"}
-SETS = {("pneumonia", "test"): "kermany, official test", ("tuberculosis", "test"): "shenzhen, held-out patients",
-        ("pneumonia", "nih"): "nih_half, patients of no pretraining (adults, another hospital)"}  # fmt: skip
+SETS = (
+    ("pneumonia", "test", None, "kermany, official test"),
+    ("tuberculosis", "test", None, "shenzhen, held-out patients"),
+    ("pneumonia", "nih", None, "nih_half, patients of no pretraining (adults, another hospital)"),
+    ("pneumonia", "nih", "AP", "nih_half, of these the AP views"),
+    ("pneumonia", "nih", "PA", "nih_half, of these the PA views"),
+)
+"""Task, evaluation, view (None = all) and what the tables call it."""
+
+Found = dict[tuple[int, str], dict[str, Replicates]]
 
 
 def write_table(work: Path, jobs: Iterable[Any], tuned: dict[tuple[str, str, int], Any], out: Path) -> None:
@@ -28,97 +46,85 @@ def write_table(work: Path, jobs: Iterable[Any], tuned: dict[tuple[str, str, int
         tuned: what was chosen on validation, recorded with the results.
         out: folder of the results.
     """
-    rows: list[dict[str, Any]] = []
-    for (task, evaluation), where in SETS.items():
-        part = [job for job in jobs if job.task == task]
-        for labels in sorted({job.labels for job in part}):
-            rows += _budget(work, [job for job in part if job.labels == labels], evaluation, where, labels)
+    jobs, rows = list(jobs), []
+    for task, evaluation, view, where in SETS:
+        rows += _set(work, [job for job in jobs if job.task == task], evaluation, view, where)
     chosen = [{**asdict(job), "validation_auroc": job.validated(work)} for job in tuned.values()]
-    (out / "main-job" / "results.json").write_text(json.dumps({"tuned": chosen, "rows": rows}, indent=1))
+    document = {"tuned": chosen, "resamples": RESAMPLES, "level": LEVEL, "rows": rows}
+    (out / "main-job" / "results.json").write_text(json.dumps(document, indent=1) + "\n")
     print("\n".join(_markdown(rows)))
 
 
-def _budget(work: Path, jobs: list[Any], evaluation: str, where: str, labels: int) -> list[dict[str, Any]]:
-    """Rows of one data set and budget: every initialisation on the same resamples of patients."""
-    scorers: dict[str, list[Scorer]] = {}
-    groups = None
-    for job in sorted(jobs, key=lambda job: job.seed):
-        file = job.folder(work) / "evaluations" / f"{evaluation}.parquet"
-        table = pd.read_parquet(file).sort_values("image").reset_index(drop=True)
-        table = table[table["error"].isna()].reset_index(drop=True)
-        card = json.loads((job.folder(work) / "model.json").read_text())
-        scorers.setdefault(job.init, []).append(Scorer(table, card["task"]["classes"], "multiclass"))
-        groups = groups_of(table)[0]
-    assert groups is not None
-    whole = np.ones((1, len(groups)))
-    values = {init: _scores(found, whole) for init, found in scorers.items()}
-    blocks = [
-        {init: _scores(found, weights) for init, found in scorers.items()}
-        for weights in resample_weights(groups, RESAMPLES, 0)
-    ]
-    patients = int(groups.max()) + 1
+def _set(work: Path, jobs: list[Any], evaluation: str, view: str | None, where: str) -> list[dict[str, Any]]:
+    """Rows of one data set: every initialisation and budget on the same resamples of patients."""
+    found, groups, unit = _scored(work, jobs, evaluation, view)
+    budgets = sorted({labels for labels, _ in found})
     rows = []
-    for init in scorers:
-        for metric in METRICS:
-            mean = {
-                k: np.concatenate([block[k][metric].mean(axis=0) for block in blocks])
-                for k in (init, "scratch")
-            }
-            low, high = percentile_interval(mean[init], patients, 0.95)
-            seeds = values[init][metric][:, 0]
+    for (labels, init), metrics in sorted(found.items()):
+        for metric, mine in metrics.items():
+            interval = mean_interval(metric, mine, unit, LEVEL)
             row = {
                 "data": where, "evaluation": evaluation, "labels": labels, "init": init, "metric": metric,
-                "value": float(seeds.mean()), "low": low, "high": high, "seeds": [round(float(s), 4) for s in seeds],
-                "spread": float(seeds.std(ddof=1)), "n": len(groups), "patients": patients,
+                "value": mine.mean, "low": interval.low, "high": interval.high, "interval": interval.how,
+                "seeds": [round(float(value), 4) for value in mine.values], "spread": mine.deviation,
+                "n": len(groups), "patients": int(groups.max()) + 1,
             }  # fmt: skip
-            if init != "scratch":
-                spread = mean[init] - mean["scratch"]
-                row["difference"] = float(seeds.mean() - values["scratch"][metric][:, 0].mean())
-                row["difference_low"], row["difference_high"] = percentile_interval(spread, patients, 0.95)
-                row["p"] = two_sided_p(spread, patients)
+            if init != BASELINE:
+                base = found[labels, BASELINE][metric]
+                difference = mean_difference(mine, base, unit, LEVEL)
+                curve = [found[budget, BASELINE][metric] for budget in budgets]
+                match = labels_to_match(mine, budgets, curve, level=LEVEL)
+                row |= {
+                    "difference": mine.mean - base.mean, "difference_low": difference.low,
+                    "difference_high": difference.high, "p": difference.p,
+                    "match": [_bounded(value, budgets) for value in (match.labels, match.low, match.high)],
+                }  # fmt: skip
             rows.append(row)
     return rows
 
 
-def _scores(scorers: list[Scorer], weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Return (seeds, R) values of every metric."""
-    found = [scorer.score(weights) for scorer in scorers]
-    return {
-        metric: np.stack([next(v for (name, _), v in one.items() if name == metric) for one in found])
-        for metric in METRICS
-    }
+def _scored(work: Path, jobs: list[Any], evaluation: str, view: str | None) -> tuple[Found, Any, str]:
+    tables: dict[tuple[int, str], list[pd.DataFrame]] = {}
+    classes: list[str] = []
+    for job in sorted(jobs, key=lambda job: job.seed):
+        file = job.folder(work) / "evaluations" / f"{evaluation}.parquet"
+        table = pd.read_parquet(file).sort_values("image")
+        kept = table["error"].isna() & (True if view is None else table["view"] == view)
+        table = table[kept].reset_index(drop=True)
+        classes = json.loads((job.folder(work) / "model.json").read_text())["task"]["classes"]
+        tables.setdefault((job.labels, job.init), []).append(table)
+    groups, unit = groups_of(next(iter(tables.values()))[0])
+    found = {}
+    for place, parts in tables.items():
+        scorers = [Scorer(table, classes, "multiclass") for table in parts]
+        every = replicates(scorers, groups, RESAMPLES, 0)
+        found[place] = {name: value for (name, _), value in every.items() if name in METRICS}
+    return found, groups, unit
 
 
-def labels_to_match(rows: list[dict[str, Any]], row: dict[str, Any]) -> str:
-    """Return how many labels the scratch network needs for the value of a row, by log-linear interpolation."""
-    same = [
-        r
-        for r in rows
-        if r["data"] == row["data"] and r["metric"] == row["metric"] and r["init"] == "scratch"
-    ]
-    curve = sorted((r["labels"], r["value"]) for r in same)
-    best = np.maximum.accumulate([value for _, value in curve])
-    if row["value"] > best[-1]:
-        return f"> {curve[-1][0]}"
-    if row["value"] <= best[0]:
-        return f"≤ {curve[0][0]}"
-    return f"{2 ** np.interp(row['value'], best, np.log2([labels for labels, _ in curve])):.0f}"
+def _bounded(labels: float, budgets: list[int]) -> str:
+    if math.isnan(labels):
+        return "n/a"
+    if math.isinf(labels):
+        return f"> {budgets[-1]}"
+    return f"≤ {budgets[0]}" if labels == 0 else f"{labels:.0f}"
 
 
 def _markdown(rows: list[dict[str, Any]]) -> Iterable[str]:
-    for where in SETS.values():
+    for _, _, _, where in SETS:
         for metric, title in METRICS.items():
             part = [row for row in rows if row["data"] == where and row["metric"] == metric]
             first = part[0]
             yield f"\n### {where}: {title} ({first['n']} images, {first['patients']} patients)\n"
-            yield "| labels | start | mean [95 % over patients] | spread of seeds | minus scratch | p | to match |"
+            yield "| labels | start | mean [95 %] | SD of seeds | minus scratch [95 %] | p | scratch needs [95 %] |"
             yield "|---|---|---|---|---|---|---|"
             for row in part:
                 gain = match = p = ""
-                if row["init"] != "scratch":
+                if row["init"] != BASELINE:
                     low, high = row["difference_low"], row["difference_high"]
                     gain = f"{row['difference']:+.3f} [{low:+.3f} to {high:+.3f}]"
-                    p, match = f"{row['p']:.2g}", labels_to_match(rows, row)
+                    value, least, most = row["match"]
+                    p, match = f"{row['p']:.2g}", f"{value} [{least} to {most}]"
                 yield (
                     f"| {row['labels']} | {row['init']} | {row['value']:.3f} [{row['low']:.3f}–{row['high']:.3f}] | "
                     f"{row['spread']:.3f} | {gain} | {p} | {match} |"

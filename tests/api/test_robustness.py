@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from api.conftest import Command
+from api.conftest import FINETUNING, Command
 from api.runs import copied, used
 from scanprior import api
 from scanprior.api.evaluation import open_subject
@@ -23,28 +24,34 @@ from scanprior.run import Run
 
 
 @pytest.fixture(scope="module")
-def drifted(finetuned: Run) -> dict[str, object]:
-    return api.drift(finetuned.path, kinds=["gamma", "noise"], seed=3)
+def own_run(finetuned: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A copy of the run that other tests share, to write into."""
+    return Run.open(shutil.copytree(finetuned.path, tmp_path_factory.mktemp("copy") / "ft"))
 
 
-def test_a_drift_changes_the_pixels_and_nothing_else(finetuned: Run, drifted: dict[str, object]) -> None:
+@pytest.fixture(scope="module")
+def drifted(own_run: Run) -> dict[str, object]:
+    return api.drift(own_run.path, kinds=["gamma", "noise"], seed=3)
+
+
+def test_a_drift_changes_the_pixels_and_nothing_else(own_run: Run, drifted: dict[str, object]) -> None:
     """Predictions under a drift are those of the images changed by hand."""
-    table = pd.read_parquet(finetuned.path / "drifts.parquet")
+    table = pd.read_parquet(own_run.path / "drifts.parquet")
     assert {(kind, n) for kind, n in zip(table["kind"], table["severity"], strict=True)} == {
         ("none", 0), *((kind, n) for kind in ("gamma", "noise") for n in range(1, 6)),
     }  # fmt: skip
-    test = pd.read_parquet(finetuned.path / "evaluations" / "test.parquet")
+    test = pd.read_parquet(own_run.path / "evaluations" / "test.parquet")
     plain = table[table["severity"] == 0]
     np.testing.assert_allclose(plain["prob:abnormal"], test["prob:abnormal"])
     subject = open_subject(
-        finetuned.path,
+        own_run.path,
         data=None,
         split="test",
         label_map=None,
         settings=[],
         reporter=Reporter(),
     )
-    model, preprocessing = load_classifier(finetuned)
+    model, preprocessing = load_classifier(own_run)
     pixels = subject.images.store.read(subject.rows)
     changed = apply_drift(pixels, "noise", 4, seed=3, positions=subject.rows)
     expected = model.predict([to_input(changed, preprocessing)])[:, model.classes.index("abnormal")]
@@ -53,9 +60,9 @@ def test_a_drift_changes_the_pixels_and_nothing_else(finetuned: Run, drifted: di
     assert list(part["image"]) == list(test["image"])
 
 
-def test_rows_say_what_each_drift_costs(finetuned: Run, drifted: dict[str, object]) -> None:
+def test_rows_say_what_each_drift_costs(own_run: Run, drifted: dict[str, object]) -> None:
     rows = pd.DataFrame(drifted["rows"])
-    own = json.loads((finetuned.path / "evaluations" / "test.json").read_text())
+    own = json.loads((own_run.path / "evaluations" / "test.json").read_text())
     known = next(
         row
         for row in own["metrics"]
@@ -74,23 +81,23 @@ def test_rows_say_what_each_drift_costs(finetuned: Run, drifted: dict[str, objec
     assert rows[(rows["severity"] == 0) & (rows["metric"] == "sensitivity")]["value"].item() == pytest.approx(
         sensitivity
     )
-    written = json.loads((finetuned.path / "drifts.json").read_text())
+    written = json.loads((own_run.path / "drifts.json").read_text())
     assert written["rows"] == drifted["rows"] and written["kinds"]["gamma"]["values"] == list(
         DRIFTS["gamma"].values
     )
 
 
 def test_the_commands(
-    finetuned: Run,
+    own_run: Run,
     pretrained: Run,
     phantoms: Path,
     tmp_path: Path,
     scanprior: Command,
     refused: Callable[..., str],
 ) -> None:
-    said = scanprior("drift", finetuned.path, "--kinds", "blur")
+    said = scanprior("drift", own_run.path, "--kinds", "blur")
     assert said.code == 0 and "blur" in said.out and "next:" in said.out, said.text
-    assert "did you mean blur" in refused("drift", finetuned.path, "--kinds", "blurr")
+    assert "did you mean blur" in refused("drift", own_run.path, "--kinds", "blurr")
     said = scanprior(
         "shift",
         pretrained.path,
@@ -125,7 +132,7 @@ def test_images_in_the_other_polarity_are_flagged(pretrained: Run, phantoms: Pat
 
 
 def test_held_out_images_of_other_data_are_those_a_training_would_hold_out(
-    finetuned: Run, phantoms: Path, tmp_path: Path
+    own_run: Run, phantoms: Path, tmp_path: Path
 ) -> None:
     """The division for an evaluation elsewhere is the one that a pretraining on those data makes."""
 
@@ -135,14 +142,31 @@ def test_held_out_images_of_other_data_are_those_a_training_would_hold_out(
     other = copied(phantoms, tmp_path / "other", renamed)
     table = pd.read_csv(other / "labels.csv")
     result = api.evaluate(
-        finetuned.path, data=other, split="held-out", name="elsewhere", label_map={"healthy": "normal"},
+        own_run.path, data=other, split="held-out", name="elsewhere", label_map={"healthy": "normal"},
         settings=["evaluation.resamples=100"],
     )  # fmt: skip
-    tiny = {name: finetuned.config()["data"][name] for name in ("size", "workers", "split")}
+    tiny = {name: own_run.config()["data"][name] for name in ("size", "workers", "split")}
     encoder = {"name": "vit_tiny_patch16_224", "patch_size": 8, "depth": 1, "embed_dim": 16, "num_heads": 2}
     config = {"data": tiny, "encoder": encoder, "engine": {"steps": 1, "batch_size": 4}}
     run = api.pretrain(other, out=tmp_path / "pre", objective="mae", config=config)
     seen = used(run, "pretrain")
-    tested = set(pd.read_parquet(finetuned.path / "evaluations" / "elsewhere.parquet")["image"])
+    tested = set(pd.read_parquet(own_run.path / "evaluations" / "elsewhere.parquet")["image"])
     assert seen and tested and not seen & tested and len(seen | tested) == len(table)
     assert result["n"] == len(tested)
+
+
+def test_uncertain_labels_take_no_part_in_a_drift(phantoms: Path, tmp_path: Path) -> None:
+    def uncertain(table: pd.DataFrame) -> pd.DataFrame:
+        findings = ["consolidation", "effusion"]
+        for number, name in enumerate(findings):
+            table[name] = table[name].where(table.index % 7 != number, -1)
+        return table[["image", "patient", *findings]]
+
+    source = copied(phantoms, tmp_path / "uncertain", uncertain)
+    options = {**FINETUNING, "data.label_columns": ["consolidation", "effusion"]}
+    run = api.finetune(source, out=tmp_path / "run", options=options)
+    found = api.drift(run.path, kinds=["blur"])
+    own = json.loads((run.path / "evaluations" / "test.json").read_text())
+    known = {(r["metric"], r["class"]): r["n"] for r in own["metrics"]}
+    for row in found["rows"]:
+        assert row["n"] == known[row["metric"], row["class"]]

@@ -239,3 +239,23 @@ def test_a_better_run_and_the_same_run() -> None:
     assert compare_masks(first, broken, classes=CLASSES, resamples=10)["left_out"] == 1
     with pytest.raises(DataError, match="evaluate both on the same images first"):
         compare_masks(first, worse[1:], classes=CLASSES, resamples=10)
+
+
+def test_a_value_undefined_in_one_is_undefined_in_all() -> None:
+    """A model that predicts nothing on the hard images is not compared by the easy ones."""
+    from scanprior.evaluation import defined_in_all
+
+    tables = []
+    for empty in ([], [2], [0, 2]):
+        table = pd.DataFrame({"image": list("abcd"), "dice:x": 0.5, "iou:x": 0.4})
+        for metric in ("hausdorff95", "surface_distance"):
+            table[f"{metric}:x"] = [1.0, 2.0, 3.0, 4.0]
+            table.loc[empty, f"{metric}:x"] = np.nan
+        table["reason:x"] = [("nothing predicted" if n in empty else None) for n in range(4)]
+        tables.append(table)
+    made = defined_in_all(tables, ["x"], ["full", "one", "two"])
+    for table in made:
+        assert table["hausdorff95:x"].isna().tolist() == [True, False, True, False]
+        assert table["dice:x"].tolist() == [0.5] * 4
+        assert table["reason:x"].tolist()[::2] == ["two: nothing predicted", "one: nothing predicted"]
+    assert tables[0]["hausdorff95:x"].notna().all()

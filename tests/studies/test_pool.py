@@ -73,6 +73,19 @@ def test_a_step_that_fails_ends_no_other_and_is_named(tmp_path: Path) -> None:
     assert sorted((tmp_path / "done").read_text().splitlines()) == ["free", "free too"]
 
 
+def test_a_worker_that_dies_with_nothing_to_do_is_replaced(tmp_path: Path) -> None:
+    steps = [Errand("a", tmp_path), Errand("slow", tmp_path, what="slow"), Errand("b", tmp_path, ("slow",))]
+    pool = Pool(go, 2)
+    ends = []
+    for end in pool.run(steps, set()):
+        ends.append((end.name, end.error))
+        for worker in pool._running:
+            if worker.step is None:
+                worker.process.kill()
+                worker.process.join()
+    assert sorted(ends) == [("a", None), ("b", None), ("slow", None)]
+
+
 def test_two_workers_work_at_the_same_time_and_threads_are_set(tmp_path: Path) -> None:
     pool = Pool(threads_seen, 2, threads=1)
     assert not [end for end in pool.run([Errand(str(n), tmp_path) for n in range(4)], set()) if end.error]

@@ -66,7 +66,13 @@ def changed(place: str, value: Any) -> dict[str, Any]:
         ("pretraining/mae/data", ["c"], "pretraining.mae.data: there is no data set 'c'"),
         ("pretraining/mae/start", "x", "pretraining.mae.start: there is no pretraining 'x'"),
         ("shift/b/encoder", "scratch", "'scratch' has no start, so no encoder to look with"),
-        ("tasks/one/settings/data", {"split": {"seed": 1}}, "patients are divided once for the whole study"),
+        ("tasks/one/settings/data", {"split": {"seed": 1}}, "patients divided once for the whole study"),
+        ("inits/mae/settings/data", {"label_columns": ["x"]}, "inits.mae.settings.data.label_columns: images are read"),
+        ("settings/data/label_map", {"x": "y"}, "settings.data.label_map: say how a data set is read in data.NAME"),
+        ("tasks/one/elsewhere/b", {"data": "a"}, "tasks.one.elsewhere.b.data: 'a' is what the task is trained on"),
+        ("tasks/one/metrics", ["aurocc"], "tasks.one.metrics: there is no 'aurocc'; did you mean 'auroc'"),
+        ("tasks/two/metrics", ["auroc"], "tasks.two.metrics: there is no 'auroc'; choose of dice"),
+        ("tasks/one/subgroups", {"age": [65, 0]}, "age: the edges of bands must rise, found"),
         ("tassks", {}, "tassks: unknown configuration key; did you mean 'tasks'"),
         ("seeds", [], "seeds"),
     ],
@@ -105,6 +111,16 @@ def test_the_steps_of_a_recipe() -> None:
     assert whole.drifts == ("gamma",) and not run.drifts  # curves are of the largest budget
     assert steps["runs/two/mae/all/seed3"].options["task"] == {"name": "segment"}
     assert "runs/two/scratch/all/seed3" not in steps
+
+
+def test_exclusive_keys_of_the_engine_replace_each_other() -> None:
+    tree = changed("settings/engine", {"epochs": 3, "lr": 0.5})
+    tree["tasks"]["one"]["settings"] = {"engine": {"steps": 7}}
+    tree["tasks"]["one"]["tune"]["grid"] = {"engine.lr_per_256": [0.1, 0.2]}
+    steps = {step.name: step for step in steps_of(build(Recipe, tree))}
+    tuned = steps["tuning/one/scratch/10/1"].options["engine"]
+    assert tuned == {"steps": 7, "lr_per_256": 0.2, "seed": 100}
+    assert steps["runs/two/mae/all/seed3"].options["engine"]["epochs"] == 3
 
 
 def test_what_needs_data_that_is_not_there_is_left_out() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import signal
 import subprocess
 import sys
@@ -213,14 +214,75 @@ def test_wrong_parts_of_a_recipe_are_said(tmp_path: Path) -> None:
     column = changed(lambda tree: tree["data"]["ours"].update(keep={"vieuw": ["L"]}))
     with pytest.raises(DataError, match=r"data.ours.keep: there is no column 'vieuw'; the columns are image"):
         study(written(column, tmp_path / "b.yaml"), out=tmp_path / "b")
-    metric = changed(lambda tree: tree["tasks"]["screening"].update(metrics=["auc"]))
-    with pytest.raises(DataError, match=r"tasks.screening.metrics: there is no 'auc'; there are auroc"):
-        study(written(metric, tmp_path / "c.yaml"), out=tmp_path / "c", workers=1)
     nothing = changed(lambda tree: tree["settings"]["engine"].update(steps=0))
-    with pytest.raises(
-        RunError, match=r"no fine-tuning succeeded; the first that failed, runs/.*engine.steps"
-    ):
+    with pytest.raises(ConfigError, match=r"runs/screening/scratch/6/seed0: engine.steps: 0 will not do"):
         study(written(nothing, tmp_path / "d.yaml"), out=tmp_path / "d", workers=1)
+    assert not (tmp_path / "d").exists()
+    column = changed(lambda tree: tree["tasks"]["screening"].update(subgroups={"sexx": None}))
+    with pytest.raises(DataError, match=r"tasks.screening.subgroups: ours has no column 'sexx'"):
+        study(written(column, tmp_path / "e.yaml"), out=tmp_path / "e", workers=1)
+
+    def elsewhere(tree: dict[str, Any]) -> None:
+        tree["data"]["theirs"] = phantoms(10, "b", 2)
+        tree["data"]["theirs"]["settings"] = {"label_columns": ["label"], "label_map": {"normal": "healthy"}}
+        tree["tasks"]["screening"]["elsewhere"] = {"b": {"data": "theirs"}}
+
+    with pytest.raises(DataError, match=r"theirs has the label 'healthy', which is none of abnormal"):
+        study(written(changed(elsewhere), tmp_path / "f.yaml"), out=tmp_path / "f", workers=1)
+
+
+def test_a_recipe_that_is_mended_before_anything_was_trained_takes_its_place(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    wrong = changed(lambda tree: tree["data"]["ours"].update(keep={"view": ["L"]}))
+    with pytest.raises(DataError, match="no image has view in L"):
+        study(written(wrong, tmp_path / "r.yaml"), out=out, workers=1)
+    (out / "data" / "ours" / "images").mkdir(exist_ok=True)
+    (out / "data" / "ours" / "labels.csv").unlink()  # as if it had been killed while it drew
+    results = study(written(SMALL, tmp_path / "r.yaml"), out=out, workers=1)
+    assert not results["failed"]
+    # What only the report says may change later, and nothing is trained again.
+    trained = {path: path.stat().st_mtime_ns for path in out.rglob("model.json")}
+    more = changed(lambda tree: tree.update(title="Another title", resamples=150))
+    more["tasks"]["screening"].update(metrics=["accuracy", "sensitivity"], subgroups={"sex": None})
+    results = study(written(more, tmp_path / "r.yaml"), out=out, workers=1)
+    assert results["title"] == "Another title"
+    assert {row["metric"] for row in results["efficiency"]} == {"accuracy", "sensitivity"}
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("model.json")} == trained
+    # Operating points are those that the run chose on its validation images.
+    own = json.loads((out / "runs/screening/scratch/all/seed0/evaluations/test.json").read_text())
+    known = {row["metric"]: row["value"] for row in own["metrics"]}
+    for row in results["efficiency"]:
+        if row["labels"] == "all":
+            assert row["value"] == pytest.approx(known[row["metric"]])
+    assert results["subgroups"] and "Another title" in (out / "report.html").read_text()
+
+
+def test_a_report_of_what_cannot_be_measured(tmp_path: Path) -> None:
+    """No test split, another site with one class, a dot in a name, a run from outside that has seen the test images."""
+    outside = changed(lambda tree: tree.update(name="first"))
+    outside["pretraining"] = {"mae": FULL["pretraining"]["mae"] | {"data": ["ours"]}}
+    outside["settings"]["data"]["split"] = {"fractions": [0.9, 0.05, 0.05]}
+    outside["inits"] = {"scratch": {}, "mae": {"start": "mae"}}
+    outside["tasks"]["screening"]["labels"] = ["all"]
+    study(written(outside, tmp_path / "first.yaml"), out=tmp_path / "first", workers=2)
+    tree = changed(
+        lambda tree: tree.update(
+            inits={"scratch": {}, "mae": {"start": str(tmp_path / "first/pretrained/mae")}}
+        )
+    )
+    tree["settings"]["data"]["split"] = {"fractions": [0.6, 0.4, 0.0]}
+    tree["data"]["theirs.v2"] = {**phantoms(12, "b", 2), "keep": {"label": ["normal"]}}
+    tree["tasks"]["screening"]["elsewhere"] = {"site.b": {"data": "theirs.v2"}}
+    tree["shift"] = {"site.b": {"encoder": "mae", "reference": "ours", "target": "theirs.v2"}}
+    results = study(written(tree, tmp_path / "r.yaml"), out=tmp_path / "out", workers=2)
+    assert not results["failed"]
+    assert {row["evaluation"] for row in results["efficiency"]} == {"validation", "site.b"}
+    assert any("pretraining saw" in text for text in results["warnings"])
+    there = [row for row in results["efficiency"] if row["evaluation"] == "site.b"]
+    assert all(row["value"] is None and row["reason"] for row in there)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "pretraining saw" in page and "measured on the validation images" in page and "site.b" in page
+    assert [row["shift"] for row in results["shift"]] == ["site.b"]
 
 
 def test_rows_are_kept_by_their_columns(tmp_path: Path) -> None:

@@ -131,8 +131,12 @@ def write_evaluation(
     thresholds: dict[str, Any] | None,
     fingerprint: str,
     reporter: Reporter,
+    training_images: int = 0,
 ) -> dict[str, Any]:
-    """Evaluate predictions and write ``evaluations/NAME.json`` and ``.parquet``."""
+    """Evaluate predictions and write ``evaluations/NAME.json`` and ``.parquet``.
+
+    ``training_images`` is how many of the images the run was trained on.
+    """
     table = certain(table, model)
     result = evaluate_predictions(
         table,
@@ -147,6 +151,7 @@ def write_evaluation(
         level=config.level,
     )
     result["seed"] = run.card.get("seed", result.get("seed"))
+    result["training_images"] = training_images
     folder = run.path / "evaluations"
     folder.mkdir(exist_ok=True)
     table.to_parquet(folder / f"{name}.parquet", index=False)
@@ -190,10 +195,10 @@ def evaluate(
     )
     opened, model, images, rows = subject.run, subject.model, subject.images, subject.rows
     chosen = name or subject.name
-    _warn_of_training_images(opened, images, rows, reporter)
+    seen = _training_images(opened, images, rows, reporter)
     if isinstance(model, Segmenter):
         return evaluate_stored_masks(
-            opened, model, subject.preprocessing, images, rows, chosen, subject.config, reporter
+            opened, model, subject.preprocessing, images, rows, chosen, subject.config, reporter, seen
         )
     labelled = with_errors(
         subject.predictions(model), images, None if subject.split == "all" else subject.split
@@ -208,6 +213,7 @@ def evaluate(
         thresholds,
         str(images.split["fingerprint"]),
         reporter,
+        seen,
     )
 
 
@@ -279,14 +285,24 @@ def open_subject(
     images = load(sources, data_config, reporter, learn=learn, divide=divide)
     if label_map:  # after the division, which is then the one that a training on these data makes
         images.frame = images.frame.assign(label=renamed(images.frame, label_map, str(data)))
-    rows, said = _choose_rows(images, split, own=data is None)
+    rows, said = choose_rows(images, split, own=data is None)
     stem = "" if data is None else Path(data).stem
     name = "-".join(part for part in (stem, "" if said == "all" and stem else said) if part)
     what = str(data or "the run's own data")
     return Subject(opened, model, preprocessing, images, rows, said, name, what, config)
 
 
-def _choose_rows(images: Images, split: str | None, *, own: bool) -> tuple[NDArray[np.int64], str]:
+def choose_rows(images: Images, split: str | None, *, own: bool) -> tuple[NDArray[np.int64], str]:
+    """Return the rows of a split, and its name.
+
+    Args:
+        images: divided, where the split needs it.
+        split: train, val, test, held-out (val and test) or all; None = test where there is one.
+        own: whether the images are those of a run, of which else val is taken.
+
+    Raises:
+        DataError: the split is empty.
+    """
     if split is None:
         split = "test" if (images.frame["split"] == "test").any() else ("val" if own else "all")
     if split == "all":
@@ -322,7 +338,8 @@ def _validation_predictions(run: Run, model: Classifier) -> pd.DataFrame:
     return labelled_only(table[(table["split"] == "val") & table["error"].isna()], model)
 
 
-def _warn_of_training_images(run: Run, images: Images, rows: NDArray[np.int64], reporter: Reporter) -> None:
+def _training_images(run: Run, images: Images, rows: NDArray[np.int64], reporter: Reporter) -> int:
+    """Count the images that the run was trained on, and warn of them."""
     table = run.path / "data.parquet"
     if table.exists():
         used = pd.read_parquet(table, columns=["pixels", "used"])
@@ -330,6 +347,8 @@ def _warn_of_training_images(run: Run, images: Images, rows: NDArray[np.int64], 
         seen = int(images.frame.iloc[rows]["pixels"].isin(known).sum())
         if seen:
             reporter.note(f"warning: {seen} of these images are training images of the run, pixel by pixel")
+        return seen
+    return 0
 
 
 def compare(

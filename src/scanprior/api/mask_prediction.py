@@ -96,29 +96,29 @@ def _predicted(
     model: Segmenter, preprocessing: Preprocessing, references: Sequence[str]
 ) -> Iterator[tuple[str, NDArray[Any] | None, dict[str, NDArray[np.bool_]] | None, str | None]]:
     """Yield every reference with its pixels and masks, or its error."""
-    found: dict[str, NDArray[Any]] = {}
-    inputs, errors = [], {}
+    pixels: list[NDArray[Any] | None] = []
+    inputs: list[NDArray[np.generic]] = []
+    errors: list[str | None] = []
     for reference in references:
         try:
             image = read_reference(_absolute(reference))
             inputs.append(prepare_image(image, preprocessing))
-            found[reference] = image.pixels
         except ImageReadError as error:
-            errors[reference] = error.reason
+            pixels.append(None)
+            errors.append(error.reason)
+            continue
+        pixels.append(image.pixels)
+        errors.append(None)
     maps: list[NDArray[np.float32]] = []
     if inputs:
         batch = to_input(torch.from_numpy(np.stack(inputs)), preprocessing)
         maps = [part for made in model.predict([batch]) for part in made.numpy()]
-    probabilities = dict(zip(found, maps, strict=True))
-    for reference in references:
-        if reference in errors:
-            yield reference, None, None, errors[reference]
+    for reference, image_pixels, reason in zip(references, pixels, errors, strict=True):
+        if image_pixels is None:
+            yield reference, None, None, reason
             continue
-        pixels = found[reference]
-        masks = predicted_masks(
-            model, probabilities[reference], pixels.shape[0], pixels.shape[1], preprocessing
-        )
-        yield reference, pixels, masks, None
+        height, width = image_pixels.shape[:2]
+        yield reference, image_pixels, predicted_masks(model, maps.pop(0), height, width, preprocessing), None
 
 
 def _absolute(reference: str) -> str:

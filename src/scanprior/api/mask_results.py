@@ -112,6 +112,7 @@ def write_mask_evaluation(
     config: EvaluationConfig,
     fingerprint: str,
     reporter: Reporter,
+    training_images: int = 0,
 ) -> dict[str, Any]:
     """Evaluate measured masks and write ``evaluations/NAME.json`` and ``.parquet``."""
     result = evaluate_masks(
@@ -119,6 +120,7 @@ def write_mask_evaluation(
         seed=config.seed, level=config.level,
     )  # fmt: skip
     result["seed"] = run.card.get("seed", result.get("seed"))
+    result["training_images"] = training_images
     folder = run.path / "evaluations"
     folder.mkdir(exist_ok=True)
     table.to_parquet(folder / f"{name}.parquet", index=False)
@@ -168,6 +170,7 @@ def evaluate_stored_masks(
     name: str,
     config: EvaluationConfig,
     reporter: Reporter,
+    training_images: int = 0,
 ) -> dict[str, Any]:
     """Measure, evaluate and show the masks of stored images.
 
@@ -182,7 +185,7 @@ def evaluate_stored_masks(
     _check_values(model.classes, masks, rows, name)
     table = measure_masks(model, images, masks, rows, preprocessing)
     fingerprint = str(images.split["fingerprint"])
-    result = write_mask_evaluation(run, name, table, model, config, fingerprint, reporter)
+    result = write_mask_evaluation(run, name, table, model, config, fingerprint, reporter, training_images)
     save_cases(run, name, table, model, images, masks, preprocessing)
     return result
 

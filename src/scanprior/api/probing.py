@@ -52,7 +52,7 @@ class TrainingProbe:
         seed: int,
     ) -> None:
         self.config, self.preprocessing, self.store = config, preprocessing, images.store
-        frame = images.frame.iloc[rows]
+        frame = images.frame.iloc[rows].drop(columns="split")  # the rows are those of training already
         if "label" not in frame:
             raise DataError("probe.every: the sources have no column of labels to probe with; set it to null")
         labelled = frame[frame["label"].notna()]

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scanprior.api.evaluation import Subject, open_subject
+from scanprior.api.evaluation import Subject, certain, choose_rows, open_subject
 from scanprior.api.mask_results import measure_masks
 from scanprior.api.models import load_encoder
 from scanprior.api.settings import DataConfig
@@ -111,6 +111,7 @@ def drift(
     result = {
         "run": str(subject.run.path),
         "images": subject.name,
+        "data": None if data is None else str(data),
         "seed": seed,
         "kinds": {kind: _described(kind) for kind in chosen},
         **drift_rows(
@@ -141,7 +142,7 @@ def _scorer(subject: Subject, table: pd.DataFrame) -> Scorer | MaskScorer:
 def _measured(subject: Subject, store: ImageStore | None) -> pd.DataFrame:
     """Predict or, of masks, measure the images of a subject; one row each."""
     if not isinstance(subject.model, Segmenter):
-        return subject.predictions(subject.model, store)
+        return certain(subject.predictions(subject.model, store), subject.model)
     masks = subject.images.masks
     assert masks is not None
     rows = subject.rows[masks.has[subject.rows]]
@@ -155,6 +156,9 @@ def shift(
     reference: str | Path,
     target: str | Path,
     *,
+    reference_split: str | None = None,
+    target_split: str | None = None,
+    same_patients: bool = False,
     permutations: int = 1000,
     seed: int = 0,
     level: float = 0.05,
@@ -168,6 +172,9 @@ def shift(
         run: whose encoder gives the features; a pretrained or a fine-tuned one.
         reference: images of the kind the model was made for.
         target: the others, such as another hospital's.
+        reference_split, target_split: which split of each, as for ``evaluate``; None = every image. Take ``held-out``
+            of images that the encoder was trained on: they may look alike to it for that alone.
+        same_patients: whether equal names of patients in both are the same people, who then change sides together.
         permutations, seed, level: as for ``evaluation.shift_score``.
         out: a JSON file to write.
         settings: ``data.*`` keys for both.
@@ -191,11 +198,16 @@ def shift(
         merge(own, {"channels": preprocessing.channels}, parse_settings(settings).get("data", {})),
         {"exclude_leaks": False},
     )
-    sets = [load([str(s)], config, reporter, learn="nothing", divide=False) for s in (reference, target)]
-    features, patients = [], []
-    for images in sets:
-        features.append(_features(encoder, images, preprocessing))
-        patients.append(images.frame["patient"].tolist() if "patient" in images.frame else None)
+    one = same_patients or Path(reference).resolve() == Path(target).resolve()
+    features, patients, pixels = [], [], []
+    for side, source, split in (("reference", reference, reference_split), ("target", target, target_split)):
+        images = load([str(source)], config, reporter, learn="nothing", divide=split is not None)
+        rows, _ = choose_rows(images, split or "all", own=False)
+        frame = images.frame.iloc[rows]
+        features.append(_features(encoder, images, rows, preprocessing))
+        names = frame.get("patient")
+        patients.append(None if names is None else (names if one else f"{side}/" + names).tolist())
+        pixels.append(frame["pixels"])
     result = shift_score(
         *features,
         reference_patients=patients[0],
@@ -204,11 +216,11 @@ def shift(
         seed=seed,
         level=level,
     )
-    known = set(sets[0].frame["pixels"])
     result |= {
         "run": str(opened.path),
         "sources": {"reference": str(reference), "target": str(target)},
-        "identical_images": int(sets[1].frame["pixels"].isin(known).sum()),
+        "splits": {"reference": reference_split, "target": target_split},
+        "identical_images": int(pixels[1].isin(set(pixels[0])).sum()),
     }
     if out is not None:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
@@ -217,11 +229,10 @@ def shift(
 
 
 def _features(
-    encoder: Any, images: Images, preprocessing: Preprocessing, batch: int = 128
+    encoder: Any, images: Images, rows: Rows, preprocessing: Preprocessing, batch: int = 128
 ) -> NDArray[np.float64]:
     import torch
 
-    rows = np.arange(len(images.store), dtype=np.int64)
     with torch.no_grad():
         made = [
             encoder(part).pooled.double()

@@ -170,7 +170,7 @@ def pretrain_config(objective: str, *layers: Mapping[str, Any]) -> PretrainConfi
     )
     whole = create_model("PretrainConfig", __base__=PretrainConfig, objective=(section, Field()))
     base = {"data": {}, "encoder": {}, "objective": {}, "augment": {}, "engine": {"epochs": 100}, "probe": {}}
-    return build(whole, _with_preset(_layered(base, nest(method.defaults), *layers)))
+    return build(whole, _with_preset(layered(base, nest(method.defaults), *layers)))
 
 
 FINETUNE_DEFAULTS: Tree = {
@@ -197,7 +197,7 @@ def finetune_config(*layers: Mapping[str, Any]) -> FinetuneConfig:
     base: Tree = {
         name: {} for name in FinetuneConfig.model_fields if name not in ("command", "sources", "parent")
     }
-    tree = _with_preset(_layered(base, FINETUNE_DEFAULTS, *layers))
+    tree = _with_preset(layered(base, FINETUNE_DEFAULTS, *layers))
     task = tree["task"].get("name", "classify")
     if task not in TASKS:
         raise ConfigError(f"task.name: {task!r} is not known; choose one of {', '.join(TASKS)}")
@@ -227,8 +227,8 @@ _EITHER = (
 )
 
 
-def _layered(*layers: Mapping[str, Any]) -> Tree:
-    """Merge; where a later layer sets one of two exclusive keys, the other's earlier value goes."""
+def layered(*layers: Mapping[str, Any]) -> Tree:
+    """Merge settings; where a later layer sets one of two exclusive keys, the other's earlier value goes."""
     merged: Tree = {}
     for layer in layers:
         for section, *pair in _EITHER:

@@ -88,6 +88,13 @@ def shift(
     run: Annotated[Path, typer.Argument(help="A pretrained or fine-tuned run, whose encoder looks.")],
     reference: Annotated[str, typer.Option("--reference", help="Images of the kind the model was made for.")],
     target: Annotated[str, typer.Option("--target", help="Other images; no labels are needed.")],
+    reference_split: Annotated[
+        str | None, typer.Option("--reference-split", help="held-out for images the run was trained on.")
+    ] = None,
+    target_split: Annotated[str | None, typer.Option("--target-split", help="As for evaluate.")] = None,
+    same_patients: Annotated[
+        bool, typer.Option("--same-patients", help="Equal names in both are the same people.")
+    ] = False,
     permutations: Annotated[int, typer.Option("--permutations", help="Of the patients.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", help="Key of the permutations.")] = 0,
     level: Annotated[float, typer.Option("--level", help="Flag a shift at this p-value and below.")] = 0.05,
@@ -99,7 +106,8 @@ def shift(
     from scanprior.console import shift_sentence
 
     result = api.shift(
-        run, reference, target, permutations=permutations, seed=seed, level=level, out=out, settings=sets or [],
+        run, reference, target, reference_split=reference_split, target_split=target_split,
+        same_patients=same_patients, permutations=permutations, seed=seed, level=level, out=out, settings=sets or [],
         reporter=console_reporter(),
     )  # fmt: skip
     say(shift_sentence(result))

@@ -13,7 +13,9 @@ from scanprior.cli.app import app, console_reporter, say
 @app.command()
 def study(
     recipe: Annotated[str, typer.Argument(help="A recipe of the package, or a YAML file.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the study; goes on where it was stopped.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the study; goes on where it was stopped.")
+    ] = None,
     data: Annotated[
         list[str] | None, typer.Option("--data", help="Data set of the recipe: NAME=PATH. Repeatable.")
     ] = None,
@@ -32,12 +34,17 @@ def study(
         places[name] = path
     if show:
         from scanprior.config import dump_yaml
+        from scanprior.studies.conducting import with_data
         from scanprior.studies.plan import steps_of
         from scanprior.studies.recipe import read_recipe
 
         wanted = read_recipe(recipe, quick=quick)
+        if places:
+            wanted = with_data(wanted, places, console_reporter())
         say(dump_yaml(wanted).rstrip(), *(f"# {step.kind:9} {step.name}" for step in steps_of(wanted)))
         return
+    if out is None:
+        raise ConfigError("--out is missing: name the folder of the study")
     from scanprior.studies import study as conduct
 
     results = conduct(recipe, out=out, data=places, workers=workers, quick=quick, reporter=console_reporter())

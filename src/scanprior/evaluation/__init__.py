@@ -5,11 +5,11 @@ from scanprior.evaluation.compare import compare
 from scanprior.evaluation.delong import DeLong, delong
 from scanprior.evaluation.drift import drift_rows
 from scanprior.evaluation.evaluate import evaluate
-from scanprior.evaluation.evaluate_masks import MaskScorer, compare_masks, evaluate_masks
+from scanprior.evaluation.evaluate_masks import MaskScorer, compare_masks, defined_in_all, evaluate_masks
 from scanprior.evaluation.gaps import largest_gap
 from scanprior.evaluation.intervals import LOWER_IS_BETTER, UNBOUNDED
 from scanprior.evaluation.labels import groups_of, positive_of
-from scanprior.evaluation.metrics import Scorer, cohen_kappa
+from scanprior.evaluation.metrics import METRICS, Scorer, cohen_kappa
 from scanprior.evaluation.ranking import Ranking, auroc, average_precision
 from scanprior.evaluation.replicates import (
     Match,
@@ -20,6 +20,7 @@ from scanprior.evaluation.replicates import (
     mean_interval,
     replicates,
 )
+from scanprior.evaluation.segmentation import METRICS as MASK_METRICS
 from scanprior.evaluation.segmentation import dice, iou, mask_metrics, mask_row
 from scanprior.evaluation.shift import shift_score
 from scanprior.evaluation.subgroups import subgroups
@@ -28,6 +29,8 @@ from scanprior.evaluation.thresholds import choose_thresholds
 
 __all__ = [
     "LOWER_IS_BETTER",
+    "MASK_METRICS",
+    "METRICS",
     "UNBOUNDED",
     "DeLong",
     "MaskScorer",
@@ -41,6 +44,7 @@ __all__ = [
     "cohen_kappa",
     "compare",
     "compare_masks",
+    "defined_in_all",
     "delong",
     "dice",
     "drift_rows",

@@ -167,7 +167,7 @@ def compare_masks(
     """
     tables, left_out = paired_tables(first, second, names)
     groups, unit = groups_of(tables[0])
-    scorers = [MaskScorer(table, classes) for table in _both_defined(tables, classes, names)]
+    scorers = [MaskScorer(table, classes) for table in defined_in_all(tables, classes, names)]
     rows = difference_rows(scorers, groups, unit, resamples, seed, level)
     size = size_of(tables[0], groups, unit)
     return {
@@ -182,22 +182,28 @@ def compare_masks(
     }
 
 
-def _both_defined(
-    tables: Sequence[pd.DataFrame], classes: Sequence[str], names: tuple[str, str]
+def defined_in_all(
+    tables: Sequence[pd.DataFrame], classes: Sequence[str], names: Sequence[str]
 ) -> list[pd.DataFrame]:
-    """The tables with a value undefined in one made undefined in both, and whose it was in the reason."""
+    """Return the tables with a value that is undefined in one made undefined in all, so that means compare.
+
+    Args:
+        tables: mask metrics of the same images in the same order.
+        classes: of the metric columns.
+        names: of the tables; the reason says whose value was undefined.
+    """
     made = [table.copy() for table in tables]
     for name in classes:
         undefined = []
         for table in tables:
             each = [np.isnan(_metric_of(table, metric, name)) for metric in METRICS]
             undefined.append(np.stack(each))
-        either = undefined[0] | undefined[1]
+        either = np.logical_or.reduce(undefined)
         for metric, rows in zip(METRICS, either, strict=True):
             for table in made:
                 table.loc[rows, f"{metric}:{name}"] = np.nan
         said = [f"{who}: " + _reasons_of(table, name) for who, table in zip(names, tables, strict=True)]
-        reasons = np.where(undefined[0].any(axis=0), said[0], said[1])
+        reasons = np.select([each.any(axis=0) for each in undefined[:-1]], said[:-1], said[-1])
         for table in made:
             table[f"reason:{name}"] = reasons
     return made

@@ -32,7 +32,7 @@ def largest_gap(
     classes: Sequence[str],
     task: GroupTask,
     bands: Sequence[float] | None = None,
-    thresholds: Thresholds | None = None,
+    thresholds: Thresholds | Sequence[Thresholds | None] | None = None,
     positive_class: str | None = None,
     resamples: int = 2000,
     seed: int = 0,

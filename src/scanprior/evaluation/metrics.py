@@ -24,6 +24,12 @@ Floats = NDArray[np.float64]
 BINS = 15
 """Bins of equal width of the expected calibration error (Guo et al. 2017, section 2)."""
 
+METRICS = (
+    "auroc", "average_precision", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv", "f1",
+    "kappa", "brier", "ece",
+)  # fmt: skip
+"""Names of all metrics of classification; some are of multi-class tables alone."""
+
 _UNDEFINED = {
     "sensitivity": "no image is positive",
     "specificity": "no image is negative",

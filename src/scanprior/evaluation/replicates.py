@@ -74,11 +74,19 @@ class Replicates:
         return made
 
     def resampled_means(self, seed: int) -> Floats:
-        """Return (R,) means in resamples of patients and, at the same time, of trainings."""
+        """Return (R,) means in resamples of patients and, at the same time, of trainings.
+
+        The deviation that the draw of trainings makes is widened by sqrt(S / (S - 1)), as a bootstrap of so
+        few falls short by that much.
+        """
         trainings, resamples = self.spread.shape
+        means = self.spread.mean(axis=0)
+        if trainings == 1:
+            return np.asarray(means)
         drawn = keyed.uniform(keyed.key(seed, "trainings"), np.arange(resamples, dtype=np.int64), trainings)
         chosen = (drawn * trainings).astype(np.int64)
-        return np.asarray(np.take_along_axis(self.spread.T, chosen, axis=1).mean(axis=1))
+        redrawn = np.take_along_axis(self.spread.T, chosen, axis=1).mean(axis=1)
+        return np.asarray(means + (redrawn - means) * np.sqrt(trainings / (trainings - 1)))
 
 
 def replicates(
@@ -153,7 +161,9 @@ def mean_change(first: Replicates, second: Replicates, unit: str, level: float) 
         for part in Replicates(side.values[:1], side.spread, side.patients).parts()
     ]
     if len(apart) < 2:
-        return Difference(reason=f"no interval because one side rests on a single {unit}")
+        lonely = min(first.patients, second.patients) < 2
+        few = f"one side rests on a single {unit}" if lonely else "too few resamples of one side have a value"
+        return Difference(reason=f"no interval because {few}")
     differences = first.values - second.values
     if len(differences) > 1:
         apart.append((float(differences.var(ddof=1)) / len(differences), len(differences) - 1.0))

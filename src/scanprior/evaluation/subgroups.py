@@ -48,7 +48,7 @@ def subgroups(
     classes: Sequence[str],
     task: GroupTask,
     bands: Sequence[float] | None = None,
-    thresholds: Thresholds | None = None,
+    thresholds: Thresholds | Sequence[Thresholds | None] | None = None,
     positive_class: str | None = None,
     resamples: int = 2000,
     seed: int = 0,
@@ -64,7 +64,8 @@ def subgroups(
             the quartiles of the known ones; images without a value are the group ``unknown``.
         bands: rising edges of a numeric column, such as [0, 18, 40, 65]: groups ``0–17``, ``18–39``,
             ``40–64`` and ``65+``; images below the first edge are a group too.
-        classes, task, thresholds, positive_class, resamples, seed, level: as for ``evaluate``.
+        classes, task, thresholds, positive_class, resamples, seed, level: as for ``evaluate``; of several tables
+            a list of thresholds, one for each, or the same for all.
 
     Returns:
         Rows with ``group`` first, and ``patients``: how many patients the ``n`` images are of, None where
@@ -107,12 +108,19 @@ def tables_of(predictions: pd.DataFrame | Sequence[pd.DataFrame], name: str) -> 
     return tables
 
 
+def _each(
+    thresholds: Thresholds | Sequence[Thresholds | None] | None, count: int
+) -> Sequence[Thresholds | None]:
+    """Return the thresholds of every table."""
+    return [thresholds] * count if thresholds is None or isinstance(thresholds, Mapping) else thresholds
+
+
 def split_by(
     tables: Sequence[pd.DataFrame],
     groups: pd.Series,
     classes: Sequence[str],
     task: GroupTask,
-    thresholds: Thresholds | None = None,
+    thresholds: Thresholds | Sequence[Thresholds | None] | None = None,
     positive_class: str | None = None,
 ) -> list[Group]:
     """Return the groups that ``groups_by`` found, in its order, each with a scorer of its images in all tables.
@@ -127,7 +135,11 @@ def split_by(
         if task == "segmentation":
             scorers: list[ImageScorer] = [MaskScorer(part, classes) for part in parts]
         else:
-            scorers = [Scorer(part, classes, task, thresholds, positive_class) for part in parts]
+            cuts = _each(thresholds, len(parts))
+            scorers = [
+                Scorer(part, classes, task, cut, positive_class)
+                for part, cut in zip(parts, cuts, strict=True)
+            ]
         scorer = scorers[0] if len(scorers) == 1 else MeanScorer(scorers)
         made.append(Group(name, rows, parts[0], scorer))
     return made

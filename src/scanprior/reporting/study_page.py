@@ -47,6 +47,7 @@ class StudyPage:
     question: str
     verdict: str
     failed: list[tuple[str, str]]
+    warnings: list[str]
     facts: list[tuple[str, str]]
     data: Table
     pretraining: Table | None
@@ -81,6 +82,7 @@ def gather(results: Mapping[str, Any]) -> StudyPage:
         question=str(results["question"]),
         verdict=_verdict(results),
         failed=list(results["failed"].items()),
+        warnings=list(results["warnings"]),
         facts=[
             ("Baseline", str(results["baseline"])),
             ("Seeds", ", ".join(map(str, results["seeds"]))),
@@ -158,7 +160,9 @@ def _pretraining(results: Mapping[str, Any]) -> Table | None:
         for row in results["pretraining"]
     ]
     header = ["Pretraining", "Objective", "Data", "Training images", "Steps"]
-    return Table("Of training patients alone, without labels.", header, rows) if rows else None
+    seen = any("pretraining saw" in text for text in results["warnings"])
+    caption = "Without labels." if seen else "Of training patients alone, without labels."
+    return Table(caption, header, rows) if rows else None
 
 
 def _tuned(results: Mapping[str, Any]) -> Table | None:
@@ -200,12 +204,16 @@ def _section(results: Mapping[str, Any], task: str, place: int) -> Section:
         mine = [row for row in rows if row["evaluation"] == evaluation]
         drawn = [row for row in mine if row["metric"] == metric]
         where = _where(facts, evaluation)
-        if len({row["labels_used"] for row in drawn}) > 1:
+        drawn = [row for row in drawn if row["class"] == drawn[0]["class"]]
+        if len({row["labels_used"] for row in drawn}) > 1 and any(
+            finite(row["value"]) is not None for row in drawn
+        ):
             figures.append(_curve(drawn, inits, f"task{place}-e{number_}", f"{metric_name(metric)}, {where}"))
-        for each in facts["metrics"]:
-            part = [row for row in mine if row["metric"] == each]
-            if part:
-                tables.append((f"{metric_name(each)}, {where}", _efficiency(part, results["baseline"])))
+        for each, klass in dict.fromkeys((row["metric"], row["class"]) for row in mine):
+            part = [row for row in mine if (row["metric"], row["class"]) == (each, klass)]
+            several = len({row["class"] for row in mine if row["metric"] == each}) > 1
+            of_class = f" of {klass}" if several else ""
+            tables.append((f"{metric_name(each)}{of_class}, {where}", _efficiency(part, results["baseline"])))
     figures += _synthetic(results, task, metric, inits, place)
     tables += _drift_tables(results, task, facts)
     tables += _subgroup_tables(results, task)
@@ -225,7 +233,11 @@ def _task_verdict(
     said = []
     for evaluation in evaluations:
         mine = [row for row in rows if row["metric"] == metric and row["evaluation"] == evaluation]
-        known = [row for row in mine if finite(row.get("difference")) is not None]
+        known = [
+            row
+            for row in mine
+            if finite(row.get("difference")) is not None and finite(row["value"]) is not None
+        ]
         if not known:
             continue
         fewest = min(row["labels_used"] for row in known)
@@ -305,7 +317,7 @@ def _efficiency(rows: Sequence[Row], baseline: str) -> Table:
                 _ci(row) if finite(row["value"]) is not None else str(row["reason"]),
                 number(row["deviation"]) if finite(row["deviation"]) is not None else "–",
                 "–"
-                if "difference" not in row
+                if finite(row.get("difference")) is None
                 else f"{_signed(row['difference'])} {_span(row['difference_low'], row['difference_high'])}".strip(),
                 number(row["p"]) if finite(row.get("p")) is not None else "–",
                 _match(match) if match else "–",
@@ -334,7 +346,7 @@ def _match(match: Mapping[str, Any]) -> str:
         sign = {"=": "", ">": "> ", "<=": "≤ "}[entry["relation"]]
         return f"{sign}{count(entry['labels'])}"
 
-    return f"{say(match['labels'])} [{say(match['low'])}–{say(match['high'])}]"
+    return f"{say(match['labels'])} [{say(match['low'])} to {say(match['high'])}]"
 
 
 def _synthetic(
@@ -345,7 +357,10 @@ def _synthetic(
     kinds = [kind for kind in dict.fromkeys(row["kind"] for row in rows) if kind != "none"]
     if not kinds:
         return []
+    rows = [row for row in rows if row["class"] == rows[0]["class"]]
     ends = [end for row in rows for end in (row["low"], row["high"], row["value"]) if finite(end) is not None]
+    if not ends:
+        return []
     panels = []
     for number_, kind in enumerate(kinds):
         series = []
@@ -391,7 +406,7 @@ def _drift_tables(results: Mapping[str, Any], task: str, facts: Mapping[str, Any
                 metric_name(row["metric"]),
                 number(row["value_here"]),
                 number(row["value_there"]),
-                f"{_signed(row['difference'])} {_span(row['difference_low'], row['difference_high'])}".strip(),
+                _lost(row),
             ]
             for row in results["drift"]
             if row["task"] == task and row["evaluation"] == where
@@ -403,6 +418,14 @@ def _drift_tables(results: Mapping[str, Any], task: str, facts: Mapping[str, Any
             )
             made.append((f"What is lost on {where}", Table(caption, header, rows)))
     return made
+
+
+def _lost(row: Row) -> str:
+    """Say how much worse it is elsewhere: less of what is better larger, more of what is better smaller."""
+    value, low, high = (finite(row[name]) for name in ("difference", "difference_low", "difference_high"))
+    if row["metric"] in LOWER_IS_BETTER:
+        value, low, high = (None if end is None else -end for end in (value, high, low))
+    return f"{_signed(value)} {_span(low, high)}".strip()
 
 
 def _subgroup_tables(results: Mapping[str, Any], task: str) -> list[tuple[str, Table]]:
@@ -475,6 +498,17 @@ def _limits(results: Mapping[str, Any]) -> list[str]:
         "trained on, nor which pretraining was made.",
         "No correction was made for the number of comparisons.",
     ]
+    if any(row["evaluation"] == "validation" for row in results["efficiency"]):
+        said.append(
+            "A task without test images is measured on the validation images by which its steps and settings were "
+            "chosen, which flatters every init."
+        )
+    undefined = [row for row in results["efficiency"] if row.get("undefined")]
+    if undefined:
+        said.append(
+            "Mean distances leave out images for which a model predicts nothing; differences are of the images for "
+            "which all compared runs predict something. Read them with Dice."
+        )
     if len(results["seeds"]) < 3:
         said.append(
             f"With {plural(len(results['seeds']), 'seed')} the spread between trainings is hardly known."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from scanprior.api.settings import DataConfig
+from scanprior.api.settings import DataConfig, finetune_config, pretrain_config
 from scanprior.api.sources import Learn, load, read_manifest
 from scanprior.config import Tree, build, load_yaml, merge
 from scanprior.data.folder_lock import locked
@@ -27,6 +28,8 @@ from scanprior.studies.plan import Step, pretraining_data, steps_of, training_da
 from scanprior.studies.pool import Pool
 from scanprior.studies.recipe import DataSpec, Recipe, read_recipe
 from scanprior.studies.summary import summarise
+
+_OF_REPORT = ("title", "question", "resamples", "level")
 
 
 def study(
@@ -59,7 +62,8 @@ def study(
             succeeded.
     """
     reporter, folder = reporter or Reporter(), Path(out)
-    wanted = _with_data(read_recipe(recipe, quick=quick), data or {}, reporter)
+    wanted = with_data(read_recipe(recipe, quick=quick), data or {}, reporter)
+    _check_settings(wanted)
     count = workers if workers is not None else os.cpu_count() or 1
     if count < 1:
         raise ConfigError(f"workers={count}: a study needs at least one process")
@@ -71,6 +75,7 @@ def study(
             name: _prepared(folder, name, spec, wanted, (data or {}).get(name), reporter)
             for name, spec in wanted.data.items()
         }
+        _check_columns(wanted, folder)
         failed = _run(wanted, folder, count, reporter)
         reporter.note("gathering the results")
         results: dict[str, Any] = summarise(wanted, folder, sources, failed)
@@ -80,6 +85,7 @@ def study(
 
 def _write(results: Mapping[str, Any], folder: Path) -> None:
     """Write results.json, its tables, and the report."""
+    write_text(folder / "results.json", json.dumps(results, indent=1))
     tables = folder / "tables"
     tables.mkdir(exist_ok=True)
     for name in ("efficiency", "drift", "synthetic", "subgroups", "gaps"):
@@ -93,10 +99,9 @@ def _write(results: Mapping[str, Any], folder: Path) -> None:
         if rows:
             pd.DataFrame(rows).to_csv(tables / f"{name}.csv", index=False)
     write_study_report(results, folder / "report.html")
-    write_text(folder / "results.json", json.dumps(results, indent=1))
 
 
-def _with_data(recipe: Recipe, data: Mapping[str, str | Path], reporter: Reporter) -> Recipe:
+def with_data(recipe: Recipe, data: Mapping[str, str | Path], reporter: Reporter) -> Recipe:
     """Return the recipe for the data sets that are given."""
     for name in data:
         if name not in recipe.data:
@@ -112,6 +117,55 @@ def _with_data(recipe: Recipe, data: Mapping[str, str | Path], reporter: Reporte
     return recipe.without(missing)
 
 
+def _check_settings(recipe: Recipe) -> None:
+    """Build the configuration of every training, so that a typing error ends no study half-way.
+
+    Raises:
+        ConfigError: the first that is wrong, and of which step.
+    """
+    for step in steps_of(recipe):
+        try:
+            if step.kind == "pretrain":
+                pretrain_config(str(step.objective), step.options)
+            elif step.kind != "shift":
+                finetune_config(step.options)
+        except ConfigError as error:
+            raise ConfigError(f"{step.name}: {error}") from None
+
+
+def _check_columns(recipe: Recipe, folder: Path) -> None:
+    """See that the data have what the tasks name: columns of subgroups, labels that can be renamed.
+
+    Raises:
+        DataError: they have not.
+    """
+    manifests = {
+        name: Manifest.load(folder / "data" / f"{name}.parquet", allow_outside=True) for name in recipe.data
+    }
+    for name, task in recipe.tasks.items():
+        own = manifests[task.data]
+        for column in task.subgroups:
+            if column not in own.frame:
+                raise DataError(
+                    f"tasks.{name}.subgroups: {task.data} has no column {column!r}; its columns are "
+                    f"{', '.join(map(str, own.frame.columns))}"
+                )
+        for where, spec in task.elsewhere.items():
+            other = manifests[spec.data]
+            if _segments(recipe, name) or own.task != "multiclass":
+                continue
+            if other.task != "multiclass":
+                raise DataError(
+                    f"tasks.{name}.elsewhere.{where}: {spec.data} has no labels of one column, as {task.data} has"
+                )
+            unknown = sorted({spec.map.get(label, label) for label in other.classes} - set(own.classes))
+            if unknown:
+                raise DataError(
+                    f"tasks.{name}.elsewhere.{where}: {spec.data} has the label {unknown[0]!r}, which is none of "
+                    f"{', '.join(own.classes)}; name it in map, or leave its rows out with data.{spec.data}.keep"
+                )
+
+
 def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder}: a file is here; name a folder for the study")
@@ -124,17 +178,30 @@ def _same_recipe(folder: Path, recipe: Recipe, data: Mapping[str, str | Path]) -
     places = {name: str(Path(path).resolve()) for name, path in data.items()}
     tree: Tree = {"recipe": recipe.model_dump(mode="json"), "data": places}
     file = folder / "study.yaml"
-    if not file.exists():
+    before = load_yaml(file) if file.exists() else None
+    difference = None if before is None else next(_differences(_of_runs(before), _of_runs(tree)), None)
+    begun = any((folder / part).exists() for part in ("pretrained", "tuning", "runs", "shift"))
+    if difference is None or not begun:
+        if difference is not None:  # nothing was trained yet: a recipe that was mended takes its place
+            shutil.rmtree(folder / "data", ignore_errors=True)
         write_text(file, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
         return
-    before = load_yaml(file)
-    if before == tree:
-        return
-    place, old, new = next(_differences(before, tree))
+    place, old, new = difference
     raise RunError(
         f"{folder}: holds a study of another recipe: {place} was {old!r} and is {new!r}; give the same recipe and "
         "data, or choose another --out"
     )
+
+
+def _of_runs(tree: Tree) -> Tree:
+    """Return what decides how the runs are made; the rest only says how they are summed up."""
+    recipe = {key: value for key, value in tree["recipe"].items() if key not in _OF_REPORT}
+    tasks = {
+        name: {key: value for key, value in task.items() if key not in ("metrics", "subgroups")}
+        for name, task in recipe["tasks"].items()
+    }
+    data = {name: {**spec, "about": None} for name, spec in recipe["data"].items()}
+    return {"recipe": {**recipe, "tasks": tasks, "data": data}, "data": tree["data"]}
 
 
 def _differences(before: Any, now: Any, place: str = "") -> Any:
@@ -161,8 +228,10 @@ def _prepared(
     if not file.exists():
         if spec.phantom is not None:
             place = folder / "data" / name
+            if not (place / "labels.csv").exists():  # it was killed while it drew
+                shutil.rmtree(place, ignore_errors=True)
             reporter.note(f"drawing phantoms: {name}")
-            path = write_phantoms(place, spec.phantom, workers=config.workers)
+            path = place if place.exists() else write_phantoms(place, spec.phantom, workers=config.workers)
         assert path is not None
         manifest = _kept(read_manifest(path, config), name, spec)
         reporter.note(f"{name}: {describe(manifest)}")

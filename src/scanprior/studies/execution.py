@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scanprior.config import Tree, merge
+from scanprior.config import Tree
 from scanprior.errors import RunError
 from scanprior.run import Run
 
@@ -45,7 +46,7 @@ class Execution:
         """Return whether nothing is left of a step."""
         path = self.folder / step.name
         if step.kind == "shift":
-            return path.with_suffix(".json").exists()
+            return self._shift_file(step).exists()
         return Run.finished(path) and not self._evaluations_left(step) and not self._drifts_left(step)
 
     def data(self, name: str) -> Path:
@@ -66,7 +67,9 @@ class Execution:
         from scanprior import api
 
         out = self.folder / step.name
-        options = merge(step.options, self.best_of(step.tuned_by)[1]) if step.tuned_by else step.options
+        from scanprior.api.settings import layered
+
+        options = layered(step.options, self.best_of(step.tuned_by)[1]) if step.tuned_by else step.options
         api.finetune(self.data(step.data[0]), out=out, parent=self._start(step), config=options, resume=True)
         self._tidy(out)
         for name in self._evaluations_left(step):
@@ -83,7 +86,11 @@ class Execution:
         reference, target = (self.data(name) for name in step.data)
         start = self._start(step)
         assert start is not None
-        api.shift(start, reference, target, out=(self.folder / step.name).with_suffix(".json"))
+        # Images that the encoder was trained on may look alike to it for that alone.
+        splits = ["held-out" if name in self.seen else None for name in step.data]
+        api.shift(
+            start, reference, target, reference_split=splits[0], target_split=splits[1], out=self._shift_file(step)
+        )  # fmt: skip
 
     def _start(self, step: Step) -> Path | None:
         if step.start is None:
@@ -107,7 +114,14 @@ class Execution:
         return [name for name in step.elsewhere if not (folder / f"{name}.json").exists()]
 
     def _drifts_left(self, step: Step) -> bool:
-        return bool(step.drifts) and not (self.folder / step.name / "drifts.json").exists()
+        file = self.folder / step.name / "drifts.json"
+        if not step.drifts or not file.exists():
+            return bool(step.drifts)
+        known = json.loads(file.read_text())  # a user may have measured other images or kinds since
+        return known["data"] is not None or not set(step.drifts) <= set(known["kinds"])
+
+    def _shift_file(self, step: Step) -> Path:
+        return self.folder / f"{step.name}.json"
 
     def _tidy(self, out: Path) -> None:
         """Remove the state that only an unfinished training needs."""

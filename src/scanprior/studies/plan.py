@@ -9,7 +9,8 @@ from math import inf, log
 from pathlib import Path
 from typing import Any, Literal
 
-from scanprior.config import Tree, merge, nest
+from scanprior.api.settings import layered
+from scanprior.config import Tree, nest
 from scanprior.run import RELEASED
 from scanprior.studies.recipe import Labels, Recipe, TaskSpec, TuneSpec
 
@@ -86,7 +87,7 @@ def _pretrainings(recipe: Recipe) -> Iterator[Step]:
                 "pretrain",
                 tuple(spec.data),
                 needs=() if before is None else (before,),
-                options=merge(shared, spec.settings),
+                options=layered(shared, spec.settings),
                 objective=spec.objective,
                 start=before,
                 facts={"pretraining": name},
@@ -114,7 +115,7 @@ def _start(recipe: Recipe, init: str) -> tuple[str | None, tuple[str, ...]]:
 def _options(recipe: Recipe, task: str, init: str, labels: Labels, seed: int) -> Tree:
     budget: Tree = {"seed": seed} if labels == "all" else {"seed": seed, "count": labels}
     given = {"labels": budget, "engine": {"seed": seed}}
-    return merge(recipe.settings, recipe.tasks[task].settings, recipe.inits[init].settings, given)
+    return layered(recipe.settings, recipe.tasks[task].settings, recipe.inits[init].settings, given)
 
 
 def _tuning(recipe: Recipe, task: str) -> Iterator[Step]:
@@ -129,7 +130,7 @@ def _tuning(recipe: Recipe, task: str) -> Iterator[Step]:
                 "tune",
                 (recipe.tasks[task].data,),
                 needs,
-                merge(_options(recipe, task, init, labels, tune.seed), tried),
+                layered(_options(recipe, task, init, labels, tune.seed), tried),
                 start=start,
                 facts={"task": task, "init": init, "labels": labels, "seed": tune.seed},
             )

@@ -108,8 +108,12 @@ class Pool(Generic[Unit]):
                 if len(self._running) >= self.workers:
                     return
                 free = self._start()
+            try:
+                free.pipe.send(step)
+            except OSError:  # it died while it had nothing to do; the step takes another
+                self._running.remove(free)
+                return self._hand_out(waiting, finished)
             free.step = step.name
-            free.pipe.send(step)
             del waiting[step.name]
 
     def _next(self) -> list[Outcome]:
@@ -163,11 +167,11 @@ def _death(code: int | None) -> str:
 
 def _serve(pipe: Connection, work: Callable[[Any], None], threads: int) -> None:
     """Work on steps until the pipe is closed, which the end of the process that holds it does too."""
+    os.setpgid(0, 0)  # an interrupt from the terminal is for the process that started this one
     end_with_parent()
     os.environ["OMP_NUM_THREADS"] = str(threads)  # read by torch when it is imported, which is costly
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides
     while True:
         try:
             step = pipe.recv()

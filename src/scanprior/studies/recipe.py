@@ -15,13 +15,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from scanprior.config import Config, Tree, build, load_yaml
+from scanprior.config import Config, Tree, build, load_yaml, merge
 from scanprior.data.drifts import DRIFTS
 from scanprior.data.phantom import PhantomConfig
 from scanprior.errors import ConfigError
+from scanprior.evaluation import MASK_METRICS, METRICS
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """Of a part of a recipe, and of the folder of its runs."""
+_AS_SEEN = frozenset({"size", "store_size", "channels", "depth", "fit", "standardize", "workers"})
+"""Keys of ``data`` that say how a network sees images, not which images there are."""
+
 Labels = Annotated[int, Field(gt=0)] | Literal["all"]
 
 
@@ -98,6 +102,14 @@ class TaskSpec(Config):
     drifts: list[str] = Field([], description="synthetic drifts of the test images, at five severities")
     subgroups: dict[str, list[float] | None] = Field({}, description="side column: edges of bands, or empty")
 
+    @field_validator("subgroups")
+    @classmethod
+    def _rising(cls, value: dict[str, list[float] | None]) -> dict[str, list[float] | None]:
+        for column, edges in value.items():
+            if edges is not None and (not edges or edges != sorted(set(edges))):
+                raise ValueError(f"{column}: the edges of bands must rise, found {edges}")
+        return value
+
     @field_validator("drifts")
     @classmethod
     def _known(cls, value: list[str]) -> list[str]:
@@ -156,6 +168,11 @@ class Recipe(Config):
                 check(f"tasks.{name}.inits", init, self.inits, "init")
             for where, elsewhere in task.elsewhere.items():
                 check(f"tasks.{name}.elsewhere.{where}.data", elsewhere.data, self.data, "data set")
+                if elsewhere.data == task.data:
+                    raise ValueError(
+                        f"tasks.{name}.elsewhere.{where}.data: {task.data!r} is what the task is trained on; its "
+                        "own test images are tested anyway"
+                    )
                 if where in ("test", "validation"):
                     raise ValueError(
                         f"tasks.{name}.elsewhere: {where!r} is the name of the task's own images"
@@ -170,18 +187,36 @@ class Recipe(Config):
                 )
         self._no_cycle()
         self._one_division()
+        self._known_metrics()
         return self
 
     def _one_division(self) -> None:
-        """Refuse settings of a part that would divide the same images otherwise than the rest of the study."""
-        for kind in ("pretraining", "tasks", "inits"):
-            for name, spec in getattr(self, kind).items():
-                data = spec.settings.get("data")
-                if isinstance(data, Mapping) and "split" in data:
-                    raise ValueError(
-                        f"{kind}.{name}.settings.data.split: patients are divided once for the whole study; give it in "
-                        "the settings of the recipe"
-                    )
+        """Refuse settings that would read or divide the same images otherwise in one run than in another."""
+        parts = {
+            f"{kind}.{n}": spec
+            for kind in ("pretraining", "tasks", "inits")
+            for n, spec in getattr(self, kind).items()
+        }
+        for place, spec in parts.items():
+            for key in _keys_of(spec.settings) - _AS_SEEN:
+                raise ValueError(
+                    f"{place}.settings.data.{key}: images are read and patients divided once for the whole study; give "
+                    "data.split in the settings of the recipe, and how a data set is read in data.NAME.settings"
+                )
+        for key in _keys_of(self.settings) - _AS_SEEN - {"split", "exclude_leaks", "transductive"}:
+            raise ValueError(
+                f"settings.data.{key}: say how a data set is read in data.NAME.settings, for each by itself"
+            )
+
+    def _known_metrics(self) -> None:
+        for name, task in self.tasks.items():
+            segments = merge(self.settings, task.settings).get("task", {}).get("name") == "segment"
+            known = MASK_METRICS if segments else METRICS
+            for metric in task.metrics:
+                if metric not in known:
+                    near = get_close_matches(metric, known, n=1)
+                    hint = f"did you mean {near[0]!r}?" if near else f"choose of {', '.join(known)}"
+                    raise ValueError(f"tasks.{name}.metrics: there is no {metric!r}; {hint}")
 
     def _no_cycle(self) -> None:
         for first in self.pretraining:
@@ -233,6 +268,11 @@ class Recipe(Config):
 
     def _lost(self, tree: Tree) -> set[str]:
         return set(self.pretraining) - set(tree["pretraining"])
+
+
+def _keys_of(settings: Tree) -> set[str]:
+    data = settings.get("data")
+    return set(data) if isinstance(data, Mapping) else set()
 
 
 def known_recipes() -> list[str]:

@@ -1,0 +1,422 @@
+"""What the runs of one task of a study say together."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from scanprior.errors import DataError
+from scanprior.evaluation import (
+    LOWER_IS_BETTER,
+    UNBOUNDED,
+    MaskScorer,
+    Replicates,
+    Scorer,
+    defined_in_all,
+    groups_of,
+    labels_to_match,
+    largest_gap,
+    mean_change,
+    mean_difference,
+    mean_interval,
+    replicates,
+    subgroups,
+)
+from scanprior.evaluation.compare import Difference
+from scanprior.evaluation.labels import Task
+from scanprior.evaluation.scoring import Key
+from scanprior.run import Run
+from scanprior.studies.plan import Step
+from scanprior.studies.recipe import Labels, Recipe
+
+Row = dict[str, Any]
+CURVE_RESAMPLES = 500
+"""Most resamples for each of the forty points of a drift curve."""
+
+
+@dataclass
+class _Cell:
+    """The runs of one init with one budget: their steps by seed, and what they predicted."""
+
+    steps: dict[int, Step] = field(default_factory=dict)
+    labels_used: int = 0
+    found: dict[str, dict[Key, Replicates]] = field(default_factory=dict)
+    tables: dict[str, list[pd.DataFrame]] = field(default_factory=dict)
+    cuts: dict[str, list[Any]] = field(default_factory=dict)
+
+    def order(self) -> list[Step]:
+        """Return the steps by seed, which is the order of tables and replicates."""
+        return [step for _, step in sorted(self.steps.items())]
+
+
+class TaskResults:
+    """The results of one task.
+
+    Only images that every run could read take part, so that all comparisons are of the same images.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, name: str, steps: Sequence[Step]) -> None:
+        self.recipe, self.folder, self.name, self.spec = recipe, folder, name, recipe.tasks[name]
+        self.cells: dict[tuple[Labels, str], _Cell] = {}
+        for step in steps:
+            if step.kind == "finetune" and step.facts["task"] == name:
+                place = (step.facts["labels"], step.facts["init"])
+                self.cells.setdefault(place, _Cell()).steps[step.facts["seed"]] = step
+        self.units: dict[str, str] = {}
+        self.counts: dict[str, tuple[int, int | None]] = {}
+        if not self.cells:
+            return
+        card = Run.open(folder / next(iter(self._steps())).name).card
+        self.classes = list(card["task"]["classes"])
+        self.task: Task = "multilabel" if card["task"]["kind"] == "multilabel" else "multiclass"
+        self.segments = card["kind"] == "segment"
+        known = [
+            name
+            for name in ("test", "validation")
+            if self._evaluation(next(iter(self._steps())), name).exists()
+        ]
+        if not known:
+            raise DataError(
+                f"tasks.{name}: its data have no test and no validation images, so nothing is measured"
+            )
+        self.own = known[0]
+        for cell in self.cells.values():
+            card = Run.open(folder / next(iter(cell.steps.values())).name).card
+            cell.labels_used = int(card["data"]["labels_used"])
+        for evaluation in [self.own, *self.spec.elsewhere]:
+            self._score(evaluation)
+
+    def _steps(self) -> Iterator[Step]:
+        for cell in self.cells.values():
+            yield from cell.steps.values()
+
+    def _evaluation(self, step: Step, name: str) -> Path:
+        return self.folder / step.name / "evaluations" / f"{name}.parquet"
+
+    def _score(self, evaluation: str) -> None:
+        """Read the predictions of all runs and score them on the same resamples."""
+        tables = {
+            step.name: pd.read_parquet(self._evaluation(step, evaluation)).set_index("image").sort_index()
+            for step in self._steps()
+        }
+        common = None
+        for table in tables.values():
+            good = table.index[table["error"].isna()]
+            common = good if common is None else common.intersection(good)
+        assert common is not None
+        common = common.sort_values()
+        if not len(common):
+            raise DataError(f"tasks.{self.name}: {evaluation} has no image that every run could read")
+        for cell in self.cells.values():
+            parts = [tables[step.name].loc[common].reset_index() for step in cell.order()]
+            results = [
+                json.loads(self._evaluation(step, evaluation).with_suffix(".json").read_text())
+                for step in cell.order()
+            ]
+            cell.cuts[evaluation] = [result.get("thresholds") for result in results]
+            self.positive = results[0].get("positive_class")
+            groups, unit = groups_of(parts[0])
+            patients = int(groups.max()) + 1 if unit == "patient" else None
+            self.units[evaluation], self.counts[evaluation] = unit, (len(common), patients)
+            cell.tables[evaluation] = parts
+            cell.found[evaluation] = self._replicates(
+                parts, cell.cuts[evaluation], groups, self.recipe.resamples
+            )
+
+    def _replicates(
+        self,
+        tables: Sequence[pd.DataFrame],
+        cuts: Sequence[Any],
+        groups: NDArray[np.int64],
+        resamples: int,
+    ) -> dict[Key, Replicates]:
+        """Score trainings, each at the thresholds that it chose on its validation images."""
+        scorers = [
+            MaskScorer(table, self.classes)
+            if self.segments
+            else Scorer(table, self.classes, self.task, cut, self.positive)
+            for table, cut in zip(tables, cuts, strict=True)
+        ]
+        every = replicates(scorers, groups, resamples, 0)
+        return {key: value for key, value in every.items() if key in self._keys(list(every))}
+
+    def _keys(self, known: Sequence[Key]) -> list[Key]:
+        """Return the recipe's metrics: of all classes together where there is such a value, else of each."""
+        chosen = []
+        for metric in self.spec.metrics:
+            mine = [key for key in known if key[0] == metric]
+            if not mine:
+                names = ", ".join(dict.fromkeys(name for name, _ in known))
+                raise DataError(f"tasks.{self.name}.metrics: there is no {metric!r}; there are {names}")
+            whole = [key for key in mine if key[1] in ("macro", "all")]
+            chosen += whole[:1] or mine
+        return chosen
+
+    def _place(self, labels: Labels, init: str, evaluation: str, key: Key) -> Row:
+        return {
+            "task": self.name,
+            "evaluation": evaluation,
+            "labels": labels,
+            "labels_used": self.cells[labels, init].labels_used,
+            "init": init,
+            "metric": key[0],
+            "class": key[1],
+        }
+
+    def efficiency(self) -> Iterator[Row]:
+        """Yield value, interval, and paired difference from the baseline of every cell."""
+        level = self.recipe.level
+        for evaluation, unit in self.units.items():
+            for (labels, init), cell in self.cells.items():
+                for key, found in cell.found[evaluation].items():
+                    interval = mean_interval(key[0], found, unit, level)
+                    n, patients = self.counts[evaluation]
+                    row = {
+                        **self._place(labels, init, evaluation, key),
+                        "value": _or_none(found.mean),
+                        "low": interval.low,
+                        "high": interval.high,
+                        "interval": interval.how,
+                        "reason": interval.reason,
+                        "seeds": [_or_none(round(float(value), 6)) for value in found.values],
+                        "deviation": _or_none(found.deviation),
+                        "n": n,
+                        "patients": patients,
+                        "undefined": self._undefined(cell, evaluation, key),
+                    }
+                    yield row | self._against_baseline(labels, init, evaluation, key)
+
+    def _undefined(self, cell: _Cell, evaluation: str, key: Key) -> int:
+        """Return how many images have no value, in the training where they are most."""
+        if not self.segments or key[1] == "macro":
+            return 0
+        column = f"{key[0]}:{key[1]}"
+        return max(int(table[column].isna().sum()) for table in cell.tables[evaluation])
+
+    def _against_baseline(self, labels: Labels, init: str, evaluation: str, key: Key) -> Row:
+        base = self.cells.get((labels, self.recipe.baseline))
+        mine = self.cells[labels, init]
+        if init == self.recipe.baseline or base is None:
+            return {}
+        shared = sorted(set(mine.steps) & set(base.steps))
+        if not shared:
+            none = dict.fromkeys(("difference", "difference_low", "difference_high", "p", "match"))
+            return {**none, "difference_reason": "no seed in common with the baseline"}
+        first, second = self._pair(mine, base, evaluation, key, shared)
+        found = mean_difference(first, second, self.units[evaluation], self.recipe.level)
+        return {
+            "difference": _or_none(first.mean - second.mean),
+            **_interval_of(found),
+            "match": self._match(mine, evaluation, key),
+        }
+
+    def _pair(
+        self, mine: _Cell, base: _Cell, evaluation: str, key: Key, seeds: Sequence[int]
+    ) -> tuple[Replicates, Replicates]:
+        """Return one metric of two cells, of the seeds that both have.
+
+        Masks are compared on the images where all of these runs have a value: a model that predicts nothing
+        has no distance there, and would else be compared by its easier images.
+        """
+        rows = [[sorted(cell.steps).index(seed) for seed in seeds] for cell in (mine, base)]
+        if not self.segments:
+            one, two = (cell.found[evaluation][key] for cell in (mine, base))
+            return (
+                Replicates(one.values[rows[0]], one.spread[rows[0]], one.patients),
+                Replicates(two.values[rows[1]], two.spread[rows[1]], two.patients),
+            )
+        tables = [mine.tables[evaluation][row] for row in rows[0]]
+        tables += [base.tables[evaluation][row] for row in rows[1]]
+        names = [cell.steps[seed].name for cell in (mine, base) for seed in seeds]
+        both = defined_in_all(tables, self.classes, names)
+        groups = groups_of(both[0])[0]
+        cuts = [None] * len(seeds)
+        sides = [
+            self._replicates(part, cuts, groups, self.recipe.resamples)[key]
+            for part in (both[: len(seeds)], both[len(seeds) :])
+        ]
+        return sides[0], sides[1]
+
+    def _match(self, cell: _Cell, evaluation: str, key: Key) -> Row | None:
+        """Return how many labels the baseline needs to reach a cell; None of distances, which leave images out."""
+        if key[0] in UNBOUNDED:
+            return None
+        curve = [
+            (other.labels_used, other.found[evaluation][key])
+            for (_, init), other in self.cells.items()
+            if init == self.recipe.baseline
+        ]
+        curve.sort(key=lambda point: point[0])
+        if len(curve) < 2:
+            return None
+        budgets = [used for used, _ in curve]
+        found = labels_to_match(
+            cell.found[evaluation][key], budgets, [each for _, each in curve], falling=key[0] in LOWER_IS_BETTER,
+            level=self.recipe.level,
+        )  # fmt: skip
+        return {
+            name: _bounded(value, budgets)
+            for name, value in (("labels", found.labels), ("low", found.low), ("high", found.high))
+        }
+
+    def drift(self) -> Iterator[Row]:
+        """Yield what every cell loses from its own test images to every other data set."""
+        for (labels, init), cell in self.cells.items():
+            for where in self.spec.elsewhere:
+                for key, there in cell.found[where].items():
+                    here = cell.found[self.own].get(key)
+                    if here is None:
+                        continue
+                    if key[0] in UNBOUNDED:
+                        found = Difference(
+                            reason="distances leave out images without a prediction; compare Dice"
+                        )
+                    else:
+                        found = mean_change(here, there, self.units[where], self.recipe.level)
+                    yield {
+                        **self._place(labels, init, where, key),
+                        "value_here": _or_none(here.mean),
+                        "value_there": _or_none(there.mean),
+                        "difference": _or_none(here.mean - there.mean),
+                        **_interval_of(found),
+                    }
+
+    def synthetic(self) -> Iterator[Row]:
+        """Yield the curves of the synthetic drifts, of the cells that have them."""
+        resamples = min(self.recipe.resamples, CURVE_RESAMPLES)
+        for (labels, init), cell in self.cells.items():
+            files = [self.folder / step.name / "drifts.parquet" for step in cell.order() if step.drifts]
+            if not files:
+                continue
+            cuts = cell.cuts[self.own]
+            tables = [pd.read_parquet(file) for file in files]
+            readable = [set(table.loc[table["error"].notna(), "image"]) for table in tables]
+            unread = set().union(*readable)
+            plain: dict[Key, Replicates] | None = None
+            for kind, severity in dict.fromkeys(zip(tables[0]["kind"], tables[0]["severity"], strict=True)):
+                parts = []
+                for table in tables:
+                    here = (table["kind"] == kind) & (table["severity"] == severity)
+                    part = table[here & ~table["image"].isin(unread)]
+                    parts.append(part.sort_values("image").reset_index(drop=True))
+                groups, unit = groups_of(parts[0])
+                if not severity:
+                    first = parts
+                found = self._replicates(parts, cuts, groups, resamples)
+                plain = found if plain is None else plain
+                if self.segments and severity:
+                    both = defined_in_all(
+                        [*parts, *first], self.classes, ["drifted"] * len(parts) + ["plain"] * len(parts)
+                    )
+                    pair = [
+                        self._replicates(p, cuts, groups, resamples)
+                        for p in (both[: len(parts)], both[len(parts) :])
+                    ]
+                else:
+                    pair = [found, plain]
+                for key, each in found.items():
+                    interval = mean_interval(key[0], each, unit, self.recipe.level)
+                    row = {
+                        **self._place(labels, init, self.own, key),
+                        "kind": kind,
+                        "severity": int(severity),
+                        "value": _or_none(each.mean),
+                        "low": interval.low,
+                        "high": interval.high,
+                        "reason": interval.reason,
+                    }
+                    if severity:
+                        ours, theirs = (side[key] for side in pair)
+                        difference = mean_difference(ours, theirs, unit, self.recipe.level)
+                        row |= {"difference": _or_none(ours.mean - theirs.mean), **_interval_of(difference)}
+                    yield row
+
+    def subgroups(self) -> Iterator[Row]:
+        """Yield the metrics of every subgroup, of every init at its largest budget."""
+        for evaluation, column, bands, (labels, init), tables in self._grouped():
+            rows = subgroups(
+                tables, column, classes=self.classes, task="segmentation" if self.segments else self.task,
+                bands=bands, thresholds=self.cells[labels, init].cuts[evaluation], positive_class=self.positive,
+                resamples=self.recipe.resamples, level=self.recipe.level,
+            )  # fmt: skip
+            for row in self._chosen(rows):
+                place = self._place(labels, init, evaluation, (row["metric"], row["class"]))
+                kept = ("group", "value", "low", "high", "n", "patients", "reason")
+                yield {**place, "column": column, **{name: _plain(row.get(name)) for name in kept}}
+
+    def gaps(self) -> Iterator[Row]:
+        """Yield the largest difference between two subgroups."""
+        for evaluation, column, bands, (labels, init), tables in self._grouped():
+            rows = largest_gap(
+                tables, column, classes=self.classes, task="segmentation" if self.segments else self.task,
+                bands=bands, thresholds=self.cells[labels, init].cuts[evaluation], positive_class=self.positive,
+                resamples=self.recipe.resamples, level=self.recipe.level,
+            )  # fmt: skip
+            for row in self._chosen(rows):
+                place = self._place(labels, init, evaluation, (row["metric"], row["class"]))
+                yield {
+                    **place,
+                    "column": column,
+                    **{name: _plain(value) for name, value in row.items() if name not in place},
+                }
+
+    def _chosen(self, rows: pd.DataFrame) -> Iterator[Row]:
+        known = [(str(m), str(c)) for m, c in zip(rows["metric"], rows["class"], strict=True)]
+        wanted, seen = self._keys(list(dict.fromkeys(known))), set()
+        for row, key in zip(rows.to_dict("records"), known, strict=True):
+            place = (key, row.get("group"))
+            if key in wanted and place not in seen:  # of two rows for AUROC the bootstrap's, which is first
+                seen.add(place)
+                yield {str(name): value for name, value in row.items()}
+
+    def _grouped(
+        self,
+    ) -> Iterator[tuple[str, str, list[float] | None, tuple[Labels, str], list[pd.DataFrame]]]:
+        if not self.cells:
+            return
+        most = max((labels for labels, _ in self.cells), key=lambda n: math.inf if n == "all" else n)
+        for evaluation in self.units:
+            for column, bands in self.spec.subgroups.items():
+                for (labels, init), cell in self.cells.items():
+                    tables = cell.tables[evaluation]
+                    if labels == most and column in tables[0] and tables[0][column].nunique() > 1:
+                        yield evaluation, column, bands, (labels, init), tables
+
+
+def _interval_of(found: Difference) -> Row:
+    return {
+        "difference_low": _or_none(found.low),
+        "difference_high": _or_none(found.high),
+        "p": _or_none(found.p),
+        "difference_reason": found.reason,
+    }
+
+
+def _bounded(value: float, budgets: Sequence[int]) -> Row | None:
+    """Return a number of labels, or beyond which of the tried ones it lies."""
+    if math.isnan(value):
+        return None
+    if math.isinf(value):
+        return {"labels": budgets[-1], "relation": ">"}
+    if value == 0:
+        return {"labels": budgets[0], "relation": "<="}
+    return {"labels": round(value), "relation": "="}
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return a cell as a JSON value."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and math.isnan(value) else value
