@@ -14,18 +14,20 @@ from scanprior.reporting.figures import Figure
 from scanprior.reporting.formatting import count, finite, number, plural
 from scanprior.reporting.page import environment, write_page
 from scanprior.reporting.plots import Series, line_chart, swatch
+from scanprior.reporting.study_tables import (
+    Row,
+    Table,
+    data_table,
+    drift_tables,
+    efficiency_table,
+    pretraining_table,
+    shift_table,
+    signed,
+    span,
+    subgroup_tables,
+    tuned_table,
+)
 from scanprior.reporting.tables import metric_name
-
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table with its caption."""
-
-    caption: str
-    header: list[str]
-    rows: list[list[str]]
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,12 @@ def gather(results: Mapping[str, Any]) -> StudyPage:
             ("Resamples of patients", count(results["resamples"])),
             ("Recipe", f"{results['name']} ({results['recipe']})"),
         ],
-        data=_data(results),
-        pretraining=_pretraining(results),
-        tuned=_tuned(results),
+        data=data_table(results),
+        pretraining=pretraining_table(results),
+        tuned=tuned_table(results),
         sections=[section for section in sections if section.tables],
         shifts=[_shift(row) for row in results["shift"]],
-        shift_table=_shift_table(results),
+        shift_table=shift_table(results),
         phantoms=any(source["phantom"] for source in results["data"].values()),
         limits=_limits(results),
     )
@@ -126,73 +128,6 @@ def _worse(row: Row) -> bool:
     return bool(edge > 0 if row["metric"] in LOWER_IS_BETTER else edge < 0)
 
 
-def _data(results: Mapping[str, Any]) -> Table:
-    rows = []
-    for name, source in results["data"].items():
-        split = source["split"] or {}
-        counts = split.get("counts") or {}
-        images = ", ".join(
-            f"{part} {counts[part]['images']:,}" for part in ("train", "val", "test") if part in counts
-        )
-        rows.append(
-            [
-                name,
-                source["about"] or ("phantoms" if source["phantom"] else ""),
-                count(source["images"]),
-                count(source["patients"]) if source["patients"] is not None else "unknown",
-                images or "as it is",
-                str(split.get("fingerprint") or "–"),
-            ]
-        )
-    header = ["Data", "What it is", "Images", "Patients", "Split", "Split fingerprint"]
-    return Table("The division is by patient, made once, and the same in every run.", header, rows)
-
-
-def _pretraining(results: Mapping[str, Any]) -> Table | None:
-    rows = [
-        [
-            row["pretraining"],
-            row["objective"],
-            ", ".join(row["data"]),
-            count(row["images"]),
-            count(row["steps"]),
-        ]
-        for row in results["pretraining"]
-    ]
-    header = ["Pretraining", "Objective", "Data", "Training images", "Steps"]
-    seen = any("pretraining saw" in text for text in results["warnings"])
-    caption = "Without labels." if seen else "Of training patients alone, without labels."
-    return Table(caption, header, rows) if rows else None
-
-
-def _tuned(results: Mapping[str, Any]) -> Table | None:
-    rows = [
-        [
-            row["task"],
-            row["init"],
-            str(row["labels"]),
-            str(row["tuned_at"]),
-            _flat(row["chosen"]),
-            str(row["tried"]),
-            number(row["validation"]),
-        ]
-        for row in results["tuned"]
-    ]
-    header = ["Task", "Init", "Labels", "Chosen at", "Chosen", "Of", "Validation"]
-    return Table("Chosen on validation, from the same grid for every init.", header, rows) if rows else None
-
-
-def _flat(tree: Mapping[str, Any], place: str = "") -> str:
-    parts = []
-    for name, value in tree.items():
-        inner = f"{place}.{name}" if place else str(name)
-        if isinstance(value, Mapping):
-            parts.append(_flat(value, inner))
-        else:
-            parts.append(f"{inner}={value:g}" if isinstance(value, float) else f"{inner}={value}")
-    return ", ".join(parts)
-
-
 def _section(results: Mapping[str, Any], task: str, place: int) -> Section:
     facts = results["tasks"][task]
     rows = [row for row in results["efficiency"] if row["task"] == task]
@@ -213,10 +148,12 @@ def _section(results: Mapping[str, Any], task: str, place: int) -> Section:
             part = [row for row in mine if (row["metric"], row["class"]) == (each, klass)]
             several = len({row["class"] for row in mine if row["metric"] == each}) > 1
             of_class = f" of {klass}" if several else ""
-            tables.append((f"{metric_name(each)}{of_class}, {where}", _efficiency(part, results["baseline"])))
+            tables.append(
+                (f"{metric_name(each)}{of_class}, {where}", efficiency_table(part, results["baseline"]))
+            )
     figures += _synthetic(results, task, metric, inits, place)
-    tables += _drift_tables(results, task, facts)
-    tables += _subgroup_tables(results, task)
+    tables += drift_tables(results, task, facts)
+    tables += subgroup_tables(results, task)
     return Section(f"task-{place}", task, _task_verdict(rows, metric, evaluations, facts), figures, tables)
 
 
@@ -247,28 +184,9 @@ def _task_verdict(
         )
         said.append(
             f"{_where(facts, evaluation)}, {plural(fewest, 'label')}: {best['init']} {number(best['value'])}, "
-            f"{_signed(best['difference'])} {_span(best['difference_low'], best['difference_high'])} from the baseline"
+            f"{signed(best['difference'])} {span(best['difference_low'], best['difference_high'])} from the baseline"
         )
     return ". ".join(said) + "." if said else ""
-
-
-def _signed(value: object, digits: int = 3) -> str:
-    exact = finite(value)
-    return "n/a" if exact is None else f"{exact:+.{digits}f}".replace("-", "−")
-
-
-def _span(low: object, high: object) -> str:
-    return (
-        ""
-        if finite(low) is None or finite(high) is None
-        else f"[{_signed(low)}–{_signed(high)}]".replace("–", " to ")
-    )
-
-
-def _ci(row: Row) -> str:
-    low, high = finite(row.get("low")), finite(row.get("high"))
-    span = f" [{number(low)}–{number(high)}]" if low is not None and high is not None else ""
-    return number(row.get("value")) + span
 
 
 def _ticks(budgets: Iterable[float]) -> dict[float, str]:
@@ -304,49 +222,6 @@ def _curve(rows: Sequence[Row], inits: Sequence[str], ident: str, title: str) ->
         f"Mean over seeds with its interval, over patients and seeds. {plural(n['n'], 'image')}{people}."
     )
     return Figure(title, caption, [chart], legend=legend)
-
-
-def _efficiency(rows: Sequence[Row], baseline: str) -> Table:
-    body = []
-    for row in rows:
-        match = row.get("match")
-        body.append(
-            [
-                str(row["labels_used"]),
-                row["init"],
-                _ci(row) if finite(row["value"]) is not None else str(row["reason"]),
-                number(row["deviation"]) if finite(row["deviation"]) is not None else "–",
-                "–"
-                if finite(row.get("difference")) is None
-                else f"{_signed(row['difference'])} {_span(row['difference_low'], row['difference_high'])}".strip(),
-                number(row["p"]) if finite(row.get("p")) is not None else "–",
-                _match(match) if match else "–",
-            ]
-        )
-    header = [
-        "Labels",
-        "Init",
-        "Mean [interval]",
-        "Seeds’ SD",
-        f"Minus {baseline} [interval]",
-        "p",
-        f"{baseline} needs",
-    ]
-    caption = (
-        "Differences are paired by patient and seed. The last column: with how many labels the baseline is as good, "
-        "by interpolation."
-    )
-    return Table(caption, header, body)
-
-
-def _match(match: Mapping[str, Any]) -> str:
-    def say(entry: Mapping[str, Any] | None) -> str:
-        if entry is None:
-            return "n/a"
-        sign = {"=": "", ">": "> ", "<=": "≤ "}[entry["relation"]]
-        return f"{sign}{count(entry['labels'])}"
-
-    return f"{say(match['labels'])} [{say(match['low'])} to {say(match['high'])}]"
 
 
 def _synthetic(
@@ -396,69 +271,6 @@ def _synthetic(
     return [Figure("Synthetic drift of the test images", caption, panels=panels, legend=legend)]
 
 
-def _drift_tables(results: Mapping[str, Any], task: str, facts: Mapping[str, Any]) -> list[tuple[str, Table]]:
-    made = []
-    for where in facts["elsewhere"]:
-        rows = [
-            [
-                str(row["labels_used"]),
-                row["init"],
-                metric_name(row["metric"]),
-                number(row["value_here"]),
-                number(row["value_there"]),
-                _lost(row),
-            ]
-            for row in results["drift"]
-            if row["task"] == task and row["evaluation"] == where
-        ]
-        if rows:
-            header = ["Labels", "Init", "Metric", facts["data"], where, "Lost [interval]"]
-            caption = (
-                "Own test images less the other data set; other patients, so both their uncertainties count."
-            )
-            made.append((f"What is lost on {where}", Table(caption, header, rows)))
-    return made
-
-
-def _lost(row: Row) -> str:
-    """Say how much worse it is elsewhere: less of what is better larger, more of what is better smaller."""
-    value, low, high = (finite(row[name]) for name in ("difference", "difference_low", "difference_high"))
-    if row["metric"] in LOWER_IS_BETTER:
-        value, low, high = (None if end is None else -end for end in (value, high, low))
-    return f"{_signed(value)} {_span(low, high)}".strip()
-
-
-def _subgroup_tables(results: Mapping[str, Any], task: str) -> list[tuple[str, Table]]:
-    made = []
-    rows = [row for row in results["subgroups"] if row["task"] == task]
-    for evaluation, column in dict.fromkeys((row["evaluation"], row["column"]) for row in rows):
-        mine = [row for row in rows if (row["evaluation"], row["column"]) == (evaluation, column)]
-        body = [
-            [
-                str(row["group"]),
-                row["init"],
-                metric_name(row["metric"]),
-                count(row["n"]),
-                count(row["patients"]) if row["patients"] is not None else "–",
-                _ci(row) if finite(row["value"]) is not None else str(row["reason"]),
-            ]
-            for row in mine
-        ]
-        header = [column, "Init", "Metric", "Images", "Patients", "Value [interval]"]
-        gaps = [
-            f"{row['init']}, {metric_name(row['metric'])}: {row['first']} above {row['second']} by "
-            f"{number(row['difference'])} {_span(row['low'], row['high'])} "
-            f"(p {number(row['p_adjusted'])} after the search)"
-            for row in results["gaps"]
-            if (row["task"], row["evaluation"], row["column"]) == (task, evaluation, column)
-            and finite(row.get("difference")) is not None
-        ]
-        largest = f" Largest gap – {'; '.join(gaps)}." if gaps else ""
-        caption = f"Mean over seeds; intervals over patients.{largest}"
-        made.append((f"By {column}, {evaluation}", Table(caption, header, body)))
-    return made
-
-
 def _shift(row: Row) -> tuple[str, str]:
     """Return how a shift is to be shown, and what is said of it."""
     if row["flag"] is None:
@@ -469,27 +281,6 @@ def _shift(row: Row) -> tuple[str, str]:
         "ok",
         f"{row['shift']}: no shift found (p {number(row['p'])}); that does not show that there is none.",
     )
-
-
-def _shift_table(results: Mapping[str, Any]) -> Table | None:
-    rows = [
-        [
-            row["shift"],
-            count(row["patients"]["reference"]),
-            count(row["patients"]["target"]),
-            number(row["p"]),
-            number(row["mmd"]["effect"]),
-            number(row["classifier"]["auroc"]),
-        ]
-        for row in results["shift"]
-    ]
-    header = ["Shift", "Reference", "Target", "p", "MMD effect", "Classifier’s AUROC"]
-    caption = (
-        f"Patients or images on each side; p by permutation. Flagged at {results['shift'][0]['level']:g}."
-        if rows
-        else ""
-    )
-    return Table(caption, header, rows) if rows else None
 
 
 def _limits(results: Mapping[str, Any]) -> list[str]:
