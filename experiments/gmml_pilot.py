@@ -24,7 +24,7 @@ import pandas as pd
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "main-job"
 SOURCES = ("kermany", "shenzhen", "nih_half")
 PROBED = {"shenzhen": "tuberculosis", "kermany": "pneumonia"}
-EPOCHS, SEED, RESAMPLES = 5.0, 0, 2000
+EPOCHS, SEED, RESAMPLES = 3.0, 0, 2000
 
 _OURS = {"objective.align": "patch", "objective.target_norm": "patch"}
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -46,7 +46,7 @@ DATA = {
 LIMITS = [
     "For research. It is no medical device, and no diagnosis may rest on it.",
     "Trained at 64 px: small nodules, fine lines and pneumothoraces are not in its images.",
-    "Nine of ten training images are of children of one hospital; frontal views alone.",
+    "More than four of five training images are of children of one hospital; frontal views alone.",
     "Trained and tested on compressed 8-bit copies of the public images, made square without regard to their shape.",
     "Results are of few public sets; on another hospital's images measure for yourself, with intervals.",
 ]
@@ -115,6 +115,7 @@ def main() -> None:
         out / "data.parquet", index=False
     )
     (out / "README.md").write_text(readme(arguments.name, card))
+    (out / "model.safetensors").chmod(0o644)
     print(f"wrote {out}: {size:,} bytes of weights")
 
 
