@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from scanprior.api.evaluation_files import save_evaluation
 from scanprior.api.mask_results import evaluate_stored_masks
 from scanprior.api.models import load_classifier, load_segmenter
 from scanprior.api.settings import DataConfig, EvaluationConfig
@@ -21,7 +22,6 @@ from scanprior.data.loader import evaluation_batches
 from scanprior.data.store import ImageStore
 from scanprior.data.transforms import Preprocessing
 from scanprior.engine import Reporter
-from scanprior.engine.checkpoint import write_text
 from scanprior.errors import DataError, RunError
 from scanprior.evaluation import choose_thresholds, compare_masks
 from scanprior.evaluation import compare as compare_predictions
@@ -150,14 +150,7 @@ def write_evaluation(
         seed=config.seed,
         level=config.level,
     )
-    result["seed"] = run.card.get("seed", result.get("seed"))
-    result["training_images"] = training_images
-    folder = run.path / "evaluations"
-    folder.mkdir(exist_ok=True)
-    table.to_parquet(folder / f"{name}.parquet", index=False)
-    write_text(folder / f"{name}.json", json.dumps(result, indent=1))
-    reporter.evaluation(result)
-    return result
+    return save_evaluation(run, name, table, result, training_images, reporter)
 
 
 def evaluate(

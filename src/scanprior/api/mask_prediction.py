@@ -14,7 +14,7 @@ from PIL import Image
 
 from scanprior.api.mask_results import predicted_masks
 from scanprior.api.models import load_segmenter
-from scanprior.data.paths import split_reference
+from scanprior.data.paths import absolute_reference, split_reference
 from scanprior.data.readers import read_reference
 from scanprior.data.transforms import Preprocessing, prepare_image, to_input
 from scanprior.engine import Reporter
@@ -101,7 +101,7 @@ def _predicted(
     errors: list[str | None] = []
     for reference in references:
         try:
-            image = read_reference(_absolute(reference))
+            image = read_reference(absolute_reference(reference))
             inputs.append(prepare_image(image, preprocessing))
         except ImageReadError as error:
             pixels.append(None)
@@ -119,11 +119,6 @@ def _predicted(
             continue
         height, width = image_pixels.shape[:2]
         yield reference, image_pixels, predicted_masks(model, maps.pop(0), height, width, preprocessing), None
-
-
-def _absolute(reference: str) -> str:
-    file, place = split_reference(reference)
-    return f"{Path(file).absolute()}{place}"
 
 
 def _file_names(references: Sequence[str]) -> dict[str, str]:

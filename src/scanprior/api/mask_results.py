@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from scanprior.api.evaluation_files import save_evaluation
 from scanprior.api.settings import EvaluationConfig
 from scanprior.api.sources import Images, side_columns
 from scanprior.api.work import Rows
@@ -21,7 +21,6 @@ from scanprior.data.readers import read_mask, read_reference
 from scanprior.data.store import ImageStore, Store, StoreSet
 from scanprior.data.transforms import Preprocessing
 from scanprior.engine import Reporter
-from scanprior.engine.checkpoint import write_text
 from scanprior.errors import DataError, ImageReadError
 from scanprior.evaluation import evaluate_masks, mask_row
 from scanprior.reporting.overlays import save_overlay
@@ -119,14 +118,7 @@ def write_mask_evaluation(
         table, classes=model.classes.names, name=name, split_fingerprint=fingerprint, resamples=config.resamples,
         seed=config.seed, level=config.level,
     )  # fmt: skip
-    result["seed"] = run.card.get("seed", result.get("seed"))
-    result["training_images"] = training_images
-    folder = run.path / "evaluations"
-    folder.mkdir(exist_ok=True)
-    table.to_parquet(folder / f"{name}.parquet", index=False)
-    write_text(folder / f"{name}.json", json.dumps(result, indent=1))
-    reporter.evaluation(result)
-    return result
+    return save_evaluation(run, name, table, result, training_images, reporter)
 
 
 def save_cases(

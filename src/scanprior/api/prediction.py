@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scanprior.api.mask_prediction import MaskForm, predict_masks
 from scanprior.api.models import load_classifier
 from scanprior.data.folders import scan
-from scanprior.data.paths import split_reference
+from scanprior.data.paths import absolute_reference, split_reference
 from scanprior.data.readers import read_reference
 from scanprior.data.readers.array import npz_members
 from scanprior.data.transforms import Preprocessing, prepare_image, to_input
@@ -131,11 +131,6 @@ def _file_of(reference: str) -> Path:
     return Path(split_reference(reference)[0])
 
 
-def _absolute(reference: str) -> str:
-    file, place = split_reference(reference)
-    return f"{Path(file).absolute()}{place}"
-
-
 def _read(
     references: list[str], preprocessing: Preprocessing
 ) -> tuple[list[NDArray[np.generic]], list[str | None]]:
@@ -144,7 +139,7 @@ def _read(
     errors: list[str | None] = []
     for reference in references:
         try:
-            pixels.append(prepare_image(read_reference(_absolute(reference)), preprocessing))
+            pixels.append(prepare_image(read_reference(absolute_reference(reference)), preprocessing))
             errors.append(None)
         except ImageReadError as error:
             errors.append(error.reason)

@@ -173,3 +173,9 @@ def _look_for(references: list[str], exists: Sequence[bool], root: Path, table: 
         if found:
             references[place] = found[0] + part
     return references
+
+
+def absolute_reference(reference: str) -> str:
+    """Return a reference whose file is named from the root of the file system, with its frame or member."""
+    file, place = split_reference(reference)
+    return f"{Path(file).absolute()}{place}"

@@ -113,8 +113,8 @@ def _verdict(results: Mapping[str, Any]) -> str:
     better = sum(_better(row) for row in rows)
     worse = sum(_worse(row) for row in rows)
     return (
-        f"Of {plural(len(rows), 'comparison')} with {results['baseline']}, {better} are better beyond their interval, "
-        f"{worse} are worse, {len(rows) - better - worse} are not decided."
+        f"Of {plural(len(rows), 'comparison')} with {results['baseline']}: {better} better beyond their interval, "
+        f"{worse} worse, {len(rows) - better - worse} not decided."
     )
 
 
@@ -261,7 +261,7 @@ def _synthetic(
             series, f"task{place}-d{number_}", title=f"{kind}: {metric_name(metric)} by severity", desc=desc,
             compact=True, y_range=(min(ends), max(ends)), x_texts={float(n): str(n) for n in range(6)},
         )  # fmt: skip
-        panels.append((kind, "", chart))
+        panels.append((kind, "severity 0 to 5", chart))
     legend = [(swatch(inits.index(init)), init, "") for init in inits if init in plain]
     most = next(iter(plain.values()))["labels_used"]
     caption = (

@@ -183,6 +183,6 @@ def _serve(pipe: Connection, work: Callable[[Any], None], threads: int) -> None:
             said = None
         except ScanpriorError as error:
             said = str(error)
-        except Exception as error:
+        except Exception as error:  # whatever it is, it ends this step and no other
             said = f"{type(error).__name__}: {' '.join(str(error).split())}"
         pipe.send((said, round(time.perf_counter() - begun, 2)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -341,32 +341,26 @@ class TaskResults:
 
     def subgroups(self) -> Iterator[Row]:
         """Yield the metrics of every subgroup, of every init at its largest budget."""
-        for evaluation, column, bands, (labels, init), tables in self._grouped():
-            rows = subgroups(
-                tables, column, classes=self.classes, task="segmentation" if self.segments else self.task,
-                bands=bands, thresholds=self.cells[labels, init].cuts[evaluation], positive_class=self.positive,
-                resamples=self.recipe.resamples, level=self.recipe.level,
-            )  # fmt: skip
-            for row in self._chosen(rows):
-                place = self._place(labels, init, evaluation, (row["metric"], row["class"]))
-                kept = ("group", "value", "low", "high", "n", "patients", "reason")
-                yield {**place, "column": column, **{name: _plain(row.get(name)) for name in kept}}
+        kept = ("group", "value", "low", "high", "n", "patients", "reason")
+        for place, row in self._of_groups(subgroups):
+            yield {**place, **{name: _plain(row.get(name)) for name in kept}}
 
     def gaps(self) -> Iterator[Row]:
         """Yield the largest difference between two subgroups."""
+        for place, row in self._of_groups(largest_gap):
+            yield {**place, **{name: _plain(value) for name, value in row.items() if name not in place}}
+
+    def _of_groups(self, measure: Callable[..., pd.DataFrame]) -> Iterator[tuple[Row, Row]]:
+        """Yield what a measure of subgroups says of every init at its largest budget, and whose row it is."""
         for evaluation, column, bands, (labels, init), tables in self._grouped():
-            rows = largest_gap(
+            rows = measure(
                 tables, column, classes=self.classes, task="segmentation" if self.segments else self.task,
                 bands=bands, thresholds=self.cells[labels, init].cuts[evaluation], positive_class=self.positive,
                 resamples=self.recipe.resamples, level=self.recipe.level,
             )  # fmt: skip
             for row in self._chosen(rows):
                 place = self._place(labels, init, evaluation, (row["metric"], row["class"]))
-                yield {
-                    **place,
-                    "column": column,
-                    **{name: _plain(value) for name, value in row.items() if name not in place},
-                }
+                yield {**place, "column": column}, row
 
     def _chosen(self, rows: pd.DataFrame) -> Iterator[Row]:
         known = [(str(m), str(c)) for m, c in zip(rows["metric"], rows["class"], strict=True)]
