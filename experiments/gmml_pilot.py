@@ -38,6 +38,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ours, two views": {**_OURS, "objective.views": 2},
     "ours, up to 0.9 hidden": {**_OURS, "objective.max_replace": 0.9},
     "ours, no alien fill": {**_OURS, "objective.alien_replace": 0.0},
+    "ours, 7e-4 and up to 0.9": {**_OURS, "objective.max_replace": 0.9, "engine.lr": 7e-4},
+    "ours, 3e-4 and up to 0.9": {**_OURS, "objective.max_replace": 0.9, "engine.lr": 3e-4},
 }
 BASE = {
     "objective.views": 1, "objective.align": "pixel", "objective.target_norm": "none", "engine.lr": 1.5e-3,

@@ -73,7 +73,8 @@ def reference_corrupt(
         kind = config.kinds[int(kind_draw * len(config.kinds))]
         image = images[b].clone()
         mask = torch.zeros(image.shape[1:], dtype=torch.bool)
-        noise = keyed.normal(keyed.key(seed, f"{purpose}/noise"), [position], image.shape)[0]
+        noise_key = keyed.key(seed, f"{purpose}/noise")
+        noise = torch.from_numpy(keyed.normal_quantiles(noise_key, [position], image.shape)[0])
         blocks = _paint(mask, config.max_replace, config, seed, purpose, position)
         for number, (row, column, tall, wide) in enumerate(blocks):
             here = (slice(None), slice(row, row + tall), slice(column, column + wide))

@@ -15,6 +15,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from math import prod
 
 import numpy as np
 import torch
@@ -75,6 +77,25 @@ def normal(key: int, positions: Positions, shape: Sequence[int]) -> Tensor:
         source.manual_seed(state)
         row.normal_(generator=source)
     return out
+
+
+def normal_quantiles(key: int, positions: Positions, shape: Sequence[int]) -> NDArray[np.float32]:
+    """Return (B, *shape) float32 standard normal numbers to 16 bits.
+
+    Each is one of 65,536 equally likely values, the quantiles of N(0, 1) at the middles of as many
+    classes, within ±4.33. For noise that fills pixels: half the time of `normal`, and the same on
+    every machine and with every version of torch.
+    """
+    count = prod(shape)
+    draws = bits(key, positions, -(-count // 4)).astype("<u8", copy=False).view("<u2")[:, :count]
+    return _quantiles().take(draws).reshape(-1, *shape)
+
+
+@cache
+def _quantiles() -> NDArray[np.float32]:
+    middles = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
+    values: NDArray[np.float32] = torch.special.ndtri(middles).float().numpy()
+    return values
 
 
 def permutation(key: int, n: int) -> NDArray[np.int64]:
