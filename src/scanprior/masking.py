@@ -26,6 +26,9 @@ from scanprior.keyed import Positions
 CHUNK = 8
 """Blocks drawn and painted at a time: a row of the image knows its blocks of a chunk by one byte."""
 
+AT_ONCE = 1 << 16
+"""Pixels filled at a time."""
+
 Kind = Literal["noise", "zeros", "replace"]
 
 
@@ -153,7 +156,7 @@ def corrupt(
     places = np.asarray(positions, dtype=np.int64)
     height, width = images.shape[-2:]
     draws = keyed.uniform(keyed.key(seed, f"{purpose}/kind"), places, 2)
-    kinds = (draws[:, 0] * len(config.kinds)).astype(np.int64)
+    fills = np.asarray(config.kinds, dtype="U7")[(draws[:, 0] * len(config.kinds)).astype(np.int64)]
     alien = draws[:, 1] < 1 / (len(config.kinds) + 1) * (donors is not None and config.alien_replace > 0)
     hidden, blocks = group_mask(
         (height, width),
@@ -167,20 +170,35 @@ def corrupt(
     )
     mask = torch.from_numpy(hidden).to(images.device)
     out = images.clone(memory_format=torch.contiguous_format)
-    # One image at a time, so that its pixels stay in the processor's cache from draw to result.
-    for row, image in enumerate(images):
-        place, kind = places[row : row + 1], config.kinds[kinds[row]]
-        if donors is not None and alien[row]:
-            fill = donors[row]
-        elif kind == "noise":
-            drawn = keyed.normal_quantiles(keyed.key(seed, f"{purpose}/noise"), place, image.shape)
-            fill = torch.from_numpy(drawn[0]).to(image)
-        elif kind == "zeros":
-            fill = image.new_zeros(())
+    fills[alien] = "alien"
+
+    def fill(name: str, rows: NDArray[np.int64] | slice) -> Tensor:
+        if name == "alien":
+            assert donors is not None
+            return donors[rows]
+        if name == "noise":
+            noise = keyed.key(seed, f"{purpose}/noise")
+            return torch.from_numpy(keyed.normal_quantiles(noise, places[rows], images.shape[1:])).to(images)
+        if name == "zeros":
+            return images.new_zeros(())
+        numbers = np.arange(len(images))[rows, None]
+        return torch.stack(
+            [_own_pixels(images[i[0]], blocks[i[0]], seed, purpose, places[i]) for i in numbers]
+        )
+
+    # A few pixels at a time, so that they stay in the processor's cache from draw to result.
+    step = max(1, AT_ONCE // max(1, images[:1].numel()))
+    for start in range(0, len(images), step):
+        part = slice(start, start + step)
+        names = np.unique(fills[part])
+        if len(names) == 1:
+            values = fill(names[0], part)
         else:
-            source = _own_source((height, width), blocks[row], seed, f"{purpose}/source", place)
-            fill = image.flatten(1).index_select(1, torch.from_numpy(source).to(image.device)).view_as(image)
-        _fill(out[row], fill, mask[row])
+            values = torch.empty_like(out[part])
+            for name in names:
+                chosen = np.flatnonzero(fills[part] == name)
+                values[chosen] = fill(name, start + chosen)
+        _put(out[part], values, mask[part, None])
     return out, mask
 
 
@@ -334,30 +352,35 @@ def _unpack(packed: NDArray[np.uint64], width: int) -> NDArray[np.bool_]:
     return np.unpackbits(octets, axis=-1, count=width, bitorder="little").view(np.bool_)
 
 
-def _fill(image: Tensor, fill: Tensor, mask: Tensor) -> None:
-    """Write ``fill`` into ``image`` (C, H, W) where ``mask`` (H, W), in place."""
-    if image.device.type == "cpu" and image.dtype != torch.bfloat16:  # numpy has no such type
-        np.copyto(image.numpy(), fill.numpy(), where=mask.numpy())
+def _put(images: Tensor, values: Tensor, mask: Tensor) -> None:
+    """Write ``values`` into ``images`` (B, C, H, W) where ``mask`` (B, 1, H, W), in place.
+
+    The same as ``torch.where``, which is not vectorised for a boolean condition on a CPU.
+    """
+    if images.device.type == "cpu" and images.dtype != torch.bfloat16:  # numpy has no such type
+        np.copyto(images.numpy(), values.numpy(), where=mask.numpy())
     else:
-        torch.where(mask, fill, image, out=image)
+        torch.where(mask, values, images, out=images)
 
 
-def _own_source(
-    shape: tuple[int, int], blocks: NDArray[np.int64], seed: int, purpose: str, place: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Where each pixel of a "replace" image comes from: flat indices, (H·W,).
+def _own_pixels(
+    image: Tensor, blocks: NDArray[np.int64], seed: int, purpose: str, place: NDArray[np.int64]
+) -> Tensor:
+    """Return an image (C, H, W) whose blocks (K, 4) were filled, in order, from places of itself.
 
     The copies follow one another, so they are made on a map of indices, once for all channels.
     """
-    height, width = shape
-    source = np.arange(height * width).reshape(shape)
+    height, width = image.shape[-2:]
+    source = np.arange(height * width).reshape(height, width)
     for number in range(len(blocks) // CHUNK):
         chunk = blocks[number * CHUNK : (number + 1) * CHUNK]
-        draws = keyed.uniform(keyed.key(seed, purpose, number), place, 2 * CHUNK)[0].reshape(CHUNK, 2)
-        origin = (draws * (np.asarray(shape) - chunk[:, 2:] + 1)).astype(np.int64)
+        key = keyed.key(seed, f"{purpose}/source", number)
+        draws = keyed.uniform(key, place, 2 * CHUNK)[0].reshape(CHUNK, 2)
+        origin = (draws * (np.asarray((height, width)) - chunk[:, 2:] + 1)).astype(np.int64)
         for (row, column, tall, wide), (top, left) in zip(chunk.tolist(), origin.tolist(), strict=True):
             source[row : row + tall, column : column + wide] = source[top : top + tall, left : left + wide]
-    return source.ravel()
+    flat = torch.from_numpy(source.ravel()).to(image.device)
+    return image.flatten(1).index_select(1, flat).view_as(image)
 
 
 __all__: Sequence[str] = [

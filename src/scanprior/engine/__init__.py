@@ -1,7 +1,8 @@
 """The one training loop."""
 
+from scanprior.engine.central_processor import use_plain_attention
 from scanprior.engine.logs import Reporter
-from scanprior.engine.loop import Training, read_metrics, use_plain_attention
+from scanprior.engine.loop import Training, read_metrics
 from scanprior.engine.processes import first_alone, launch
 from scanprior.engine.settings import EngineConfig
 from scanprior.engine.stream import Batch, BatchSource, Order

@@ -20,6 +20,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from scanprior import keyed
+from scanprior.engine.central_processor import keep_freed_memory, use_plain_attention
 from scanprior.engine.checkpoint import Checkpoints, Progress, load_weights, replace_weights
 from scanprior.engine.logs import MetricsLog, Reporter
 from scanprior.engine.optimizer import Schedules, clip_gradients, make_optimizer, set_step
@@ -106,8 +107,10 @@ class _Loop:
     def run(self, resume: bool) -> dict[str, Any]:
         training, fabric = self.training, self.fabric
         self.raw = training.module.to(fabric.device)
-        if fabric.device.type == "cpu" and self.config.precision == "bf16":
-            use_plain_attention(self.raw)
+        if fabric.device.type == "cpu":
+            keep_freed_memory()
+            if self.config.precision == "bf16":
+                use_plain_attention(self.raw)
         self.parameters = [p for p in self.raw.parameters() if p.requires_grad]
         self.average = _copy_of(self.raw) if self.config.ema is not None else None
         optimizer = make_optimizer(self.raw, self.config)
@@ -287,16 +290,6 @@ class _Loop:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def use_plain_attention(module: nn.Module) -> None:
-    """Let timm's attention layers multiply out in steps: the fused kernel's bf16 backward is slow on a CPU.
-
-    A training step takes 0.6 of the time; float32 and GPUs are better off fused.
-    """
-    for layer in module.modules():
-        if hasattr(layer, "fused_attn"):
-            layer.fused_attn = False  # type: ignore[assignment]
 
 
 def fabric_rank(fabric: Fabric) -> int:
