@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import yaml
 from sklearn.metrics import roc_auc_score
 
 from scanprior.errors import ConfigError, DataError, RunError
+from scanprior.reporting.formatting import number
 from scanprior.run import Run
 from scanprior.studies import study
 
@@ -127,8 +129,21 @@ def check_everything_is_there(results: dict[str, Any], folder: Path) -> None:
     assert {row["kind"] for row in results["synthetic"]} == {"none", "gamma", "noise"}
     page = (folder / "report.html").read_text()
     assert "Phantoms" in page and "site_b" in page and "lungs" in page
+    check_markdown(results, (folder / "report.md").read_text())
     for name in ("efficiency", "drift", "synthetic", "subgroups", "gaps"):
         assert len(pd.read_csv(folder / "tables" / f"{name}.csv")) == len(results[name])
+
+
+def check_markdown(results: dict[str, Any], text: str) -> None:
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    for row in results["efficiency"]:
+        if row["value"] is not None:
+            start = f"| {row['labels_used']} | {row['init']} | {number(row['value'])}"
+            assert any(line.startswith(start) for line in lines), start
+    for before, line in pairwise(text.splitlines()):
+        if before.startswith("|") and line.startswith("|"):
+            assert before.count(" | ") == line.count(" | "), "rows of one table have as many cells"
+    assert "## lungs" in text and "synthetic" in text
 
 
 def check_values(results: dict[str, Any], folder: Path) -> None:

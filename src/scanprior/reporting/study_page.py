@@ -62,21 +62,21 @@ class StudyPage:
     version: str = __version__
 
 
-def write_study_report(results: Mapping[str, Any], out: Path) -> Path:
+def write_study_report(page: StudyPage, out: Path) -> Path:
     """Write the report of a study as one HTML file that needs no network, and return its path.
 
     Args:
-        results: what ``results.json`` holds.
+        page: from ``gather``.
         out: the file to write.
 
     Raises:
         RunError: the page cannot be written.
     """
-    return write_page(out, environment().get_template("study.html").render(page=gather(results)))
+    return write_page(out, environment().get_template("study.html").render(page=page))
 
 
 def gather(results: Mapping[str, Any]) -> StudyPage:
-    """Decide what every section says."""
+    """Decide what every section says of what ``results.json`` holds."""
     sections = [_section(results, task, place) for place, task in enumerate(results["tasks"])]
     level = f"{results['level']:.0%}".replace("%", " %")
     return StudyPage(

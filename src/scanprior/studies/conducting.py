@@ -22,7 +22,8 @@ from scanprior.data.phantom import write_phantoms
 from scanprior.engine import Reporter
 from scanprior.engine.checkpoint import write_text
 from scanprior.errors import ConfigError, DataError, RunError
-from scanprior.reporting.study_page import write_study_report
+from scanprior.reporting.study_markdown import study_markdown
+from scanprior.reporting.study_page import gather, write_study_report
 from scanprior.studies.execution import Execution
 from scanprior.studies.plan import Step, pretraining_data, steps_of, training_data
 from scanprior.studies.pool import Pool
@@ -98,7 +99,9 @@ def _write(results: Mapping[str, Any], folder: Path) -> None:
         ]
         if rows:
             pd.DataFrame(rows).to_csv(tables / f"{name}.csv", index=False)
-    write_study_report(results, folder / "report.html")
+    page = gather(results)
+    write_study_report(page, folder / "report.html")
+    write_text(folder / "report.md", study_markdown(page))
 
 
 def with_data(recipe: Recipe, data: Mapping[str, str | Path], reporter: Reporter) -> Recipe:
