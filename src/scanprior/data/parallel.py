@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import TypeVar
+
+from scanprior.data.workers import worker_context
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,9 +33,7 @@ def ordered_map(function: Callable[[Item], Result], items: Sequence[Item], worke
     if workers < 1 or len(items) < 16 * _CHUNK:
         yield from map(function, items)
         return
-    # A forked child of a process with torch threads may hang, so never "fork".
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method))
+    pool = ProcessPoolExecutor(workers, worker_context())
     waiting: deque[Future[list[Result]]] = deque()
     try:
         for start in range(0, len(items), _CHUNK):

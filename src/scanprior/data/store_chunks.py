@@ -8,7 +8,6 @@ goes through files, not memory maps: a full disk is then an error instead of a b
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -24,8 +23,8 @@ from numpy.typing import NDArray
 
 from scanprior.data.fitting import Fit, Pixels, fit_mask, fit_pixels
 from scanprior.data.measure import pixel_digest
-from scanprior.data.orphans import end_with_parent
 from scanprior.data.readers import read_mask, read_reference
+from scanprior.data.workers import end_with_parent, worker_context
 from scanprior.errors import DataError, ImageReadError
 
 SHARD_BYTES = 256 * 2**20
@@ -330,15 +329,12 @@ def _without_killers(lost: list[Chunk], try_image: Callable[[str], None]) -> lis
     if found == lost:
         raise DataError(
             f"a worker process died while reading {lost[0].references[0]} and the images after it, though each "
-            "can be read alone: free memory, take fewer workers or 0, and in a script of your own call this "
-            "under `if __name__ == '__main__':`"
+            "can be read alone: free memory, or take fewer workers or 0"
         )
     return found
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    # A forked child of a process with threads may hang, so never "fork".
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    context.set_forkserver_preload(["__main__", __name__])  # imported once, not by every worker
+    context = worker_context()
+    context.set_forkserver_preload([__name__])  # imported once, not by every worker
     return ProcessPoolExecutor(workers, context, initializer=end_with_parent)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Protocol, TypeVar
 
-from scanprior.data.orphans import end_with_parent
+from scanprior.data.workers import end_with_parent, worker_context
 from scanprior.errors import ScanpriorError
 
 
@@ -137,7 +137,7 @@ class Pool(Generic[Unit]):
         return outcomes
 
     def _start(self) -> _Worker:
-        context = multiprocessing.get_context("spawn")
+        context: Any = worker_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self.work, self.threads))
         process.start()

@@ -1,0 +1,36 @@
+"""Worker processes do not run the user's script again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scanprior.data.phantom import PhantomConfig, write_phantoms
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from scanprior import api
+from scanprior.data.parallel import ordered_map
+
+with open("starts.txt", "a") as file:
+    file.write("started\\n")
+api.prepare("phantoms", out="store", options={"data.size": 32, "data.workers": 2})
+assert list(ordered_map(abs, range(-600, 0), workers=2)) == list(range(600, 0, -1))
+"""
+
+
+@pytest.mark.parametrize("how", ["file", "command"])
+def test_a_script_without_a_main_guard_is_run_once(tmp_path: Path, how: str) -> None:
+    write_phantoms(tmp_path / "phantoms", PhantomConfig(patients=40, size=32, seed=0), workers=1)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    arguments = ["script.py"] if how == "file" else ["-c", SCRIPT]
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=tmp_path, timeout=120, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "starts.txt").read_text() == "started\n"
+    assert (tmp_path / "store").is_dir()
