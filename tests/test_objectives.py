@@ -297,12 +297,13 @@ def test_mae_encoder_with_all_patches_is_timms():
     torch.testing.assert_close(backwards[:, 1:].flip(1), latent[:, 1:])
 
 
-def test_mae_loss_equals_an_image_by_image_computation():
-    objective = make("mae", SMALL_DECODER, channels=3, seed=2).eval()
+@pytest.mark.parametrize("guidance", [{}, {"beta": 1.0, "warmup": 0.0, "loss_weight": 0.7}])
+def test_mae_loss_equals_an_image_by_image_computation(guidance):
+    objective = make("mae", {**SMALL_DECODER, "guidance": guidance}, channels=3, seed=2).eval()
     batch = batch_for(channels=3)
     images, encoder = batch["views"][0], objective.encoder
-    mask = objective._mask(batch["position"], encoder.patchify(images))
-    losses = []
+    mask, scores = objective._mask(batch["position"], images)
+    losses, counts = [], []
     for b in range(8):
         x = encoder.net._pos_embed(encoder.net.patch_embed(images[b : b + 1]))
         keep = mask.ids_keep[b]
@@ -318,9 +319,30 @@ def test_mae_loss_equals_an_image_by_image_computation():
             row, column = 4 * (n // 8), 4 * (n % 8)
             target = images[b, :, row : row + 4, column : column + 4].flatten()
             target = (target - target.mean()) / (target.var() + 1e-6).sqrt()
-            losses.append(float((predicted[n] - target).square().mean()))
+            losses.append(float((predicted[n] - target).detach().square().mean()))
+            counts.append(max(0.0, 1 + 0.7 * float(scores[b, n])) if guidance else 1.0)
     assert len(losses) == 8 * 48
-    assert objective(batch)["loss"].item() == pytest.approx(np.mean(losses), abs=1e-5)
+    out = objective(batch)
+    assert out["loss"].item() == pytest.approx(np.average(losses, weights=counts), abs=1e-5)
+    assert ("weight" in out) == bool(guidance) and (
+        not guidance or out["weight"].item() == pytest.approx(sum(counts))
+    )
+
+
+def test_mae_guidance_warms_up_with_the_training():
+    objective = make("mae", {**SMALL_DECODER, "guidance": {"beta": 3.0, "mix": 0.0, "warmup": 0.5}}).eval()
+    plain = make("mae", SMALL_DECODER).eval()
+    batch = batch_for()
+    images = batch["views"][0]
+    masks = []
+    for step in (None, 9, 49, 99):
+        if step is not None:
+            objective.after_step(step, 100)
+        masks.append(objective._mask(batch["position"], images).mask.mask)
+    assert torch.equal(masks[0], plain._mask(batch["position"], images).mask.mask)
+    assert not torch.equal(masks[0], masks[1]) and not torch.equal(masks[1], masks[2])
+    assert torch.equal(masks[2], masks[3]), "the strength stays once it is reached"
+    assert "progress" in objective.state_dict(), "a resumed training goes on with the same strength"
 
 
 def test_mae_never_sees_hidden_pixels():

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from scanprior import keyed
 from scanprior.encoders import Encoder, VitEncoder, sample_positions
 from scanprior.errors import ConfigError
-from scanprior.masking import PatchMask, patches_to_pixels, random_patch_mask
+from scanprior.masking import (
+    Guidance,
+    GuidedMask,
+    PatchMask,
+    guided_patch_mask,
+    patches_to_pixels,
+    unit_weights,
+)
 from scanprior.objectives.base import Batch, Objective, ObjectiveConfig, embedding_std, register
 
 
@@ -30,6 +37,10 @@ class MaeConfig(ObjectiveConfig):
     decoder_position: Literal["sincos", "learned"] = Field("sincos", description="decoder position embedding")
     target_norm: Literal["patch", "none"] = Field(
         "patch", description="patch: each target patch to mean 0 and variance 1; none: pixels as they are"
+    )
+    guidance: Guidance = Field(
+        default_factory=lambda: Guidance(),
+        description="which patches are hidden more often; beta 0 = at random",
     )
 
 
@@ -119,6 +130,7 @@ class Mae(Objective):
     }
     config: MaeConfig
     encoder: VitEncoder
+    progress: Tensor
 
     def __init__(self, encoder: Encoder, config: MaeConfig, *, seed: int) -> None:
         super().__init__(encoder, config, seed=seed)
@@ -133,6 +145,7 @@ class Mae(Objective):
                 f"objective.decoder_dim: {config.decoder_dim} is not divisible by objective.decoder_heads"
                 f" {config.decoder_heads}"
             )
+        self.register_buffer("progress", torch.zeros((), dtype=torch.float64))
         patch_numbers = encoder.channels * encoder.stride**2
         with keyed.seeded(keyed.key(seed, "mae_decoder")):
             self.decoder = Decoder(
@@ -140,16 +153,28 @@ class Mae(Objective):
             )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return ``loss`` (mean over hidden patches, as many in each image) and ``embedding_std``."""
+        """Return ``loss`` (mean over hidden patches, as many in each image) and ``embedding_std``.
+
+        Where complex patches count more, also ``weight``, the sum of what the patches count.
+        """
         patches = self.encoder.patchify(batch["views"][0])
-        mask = self._mask(batch["position"], patches)
+        mask, scores = self._mask(batch["position"], batch["views"][0])
         latent = self.encode(patches, mask.ids_keep, batch["position"])
         hidden = hidden_ids(mask)
         predicted = self.decoder(self.encoder.normalize(latent), mask.ids_restore, hidden)
         target = self._target(take(patches, hidden))[0]
         with torch.no_grad():
             spread = embedding_std(self.encoder.pool(latent))
-        return {"loss": (predicted.float() - target).square().mean(), "embedding_std": spread}
+        error = (predicted.float() - target).square()
+        if scores is None or not self.config.guidance.loss_weight:
+            return {"loss": error.mean(), "embedding_std": spread}
+        counts = unit_weights(scores.gather(1, hidden), self.config.guidance)
+        weight = counts.sum().clamp(min=1e-6)
+        return {"loss": (error.mean(2) * counts).sum() / weight, "weight": weight, "embedding_std": spread}
+
+    def after_step(self, step: int, total_steps: int) -> None:
+        """Keep how much of the training is over, for the warm-up of the guidance."""
+        self.progress.fill_((step + 1) / total_steps)
 
     def encode(self, patches: Tensor, ids_keep: Tensor, position: Tensor) -> Tensor:
         """Encode the kept patches (B, K of N): the last block's outputs (B, prefix + K, D), before the norm."""
@@ -164,7 +189,7 @@ class Mae(Objective):
         self.eval()
         images = batch["views"][0]
         patches = self.encoder.patchify(images)
-        mask = self._mask(batch["position"], patches)
+        mask = self._mask(batch["position"], images).mask
         latent = self.encoder.normalize(self.encode(patches, mask.ids_keep, batch["position"]))
         everywhere = torch.arange(patches.shape[1], device=patches.device).expand(len(patches), -1)
         predicted = self.decoder(latent, mask.ids_restore, everywhere).float()
@@ -180,11 +205,12 @@ class Mae(Objective):
             "raw": raw,
         }
 
-    def _mask(self, position: Tensor, patches: Tensor) -> PatchMask:
-        mask = random_patch_mask(
-            patches.shape[1], self.config.mask_ratio, seed=self.seed, positions=position.cpu(), purpose="mae"
-        )
-        return PatchMask(*(part.to(patches.device) for part in mask))
+    def _mask(self, position: Tensor, images: Tensor) -> GuidedMask:
+        mask, scores = guided_patch_mask(
+            images, self.encoder.stride, self.config.mask_ratio, self.config.guidance,
+            progress=float(self.progress), seed=self.seed, positions=position.cpu(), purpose="mae",
+        )  # fmt: skip
+        return GuidedMask(PatchMask(*(part.to(images.device) for part in mask)), scores)
 
     def _target(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return target patches, and the mean and deviation (B, M, 1) to undo their normalisation."""

@@ -1,16 +1,12 @@
-"""What is hidden from the network: group corruption and random patch masks, as pure functions.
+"""Group corruption: rectangles of an image are replaced by something else.
 
-Masks are boolean and **True means hidden**. Every draw is keyed by (seed, purpose, position), so the
-mask of a sample does not depend on the other samples of its batch, on workers or on processes.
-
-Group corruption is that of GMML (Atito et al. 2022, arXiv 2205.14986) and SiT (2021, arXiv
-2104.03602): rectangles are drawn until their union covers a target area, and are filled with noise,
+It is that of GMML (Atito et al. 2022, arXiv 2205.14986) and SiT (2021, arXiv
+2104.03602). Rectangles are drawn until their union covers a target area, and are filled with noise,
 zeros, pixels of the same image, or ("alien") the same pixels of another image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -202,52 +198,6 @@ def corrupt(
     return out, mask
 
 
-class PatchMask(NamedTuple):
-    """Which patches of each image are visible.
-
-    Attributes:
-        ids_keep: int64 (B, K), the visible patches in the order they are given to the encoder.
-        mask: bool (B, N), True = hidden.
-        ids_restore: int64 (B, N), place of each patch in (visible, then hidden) order.
-    """
-
-    ids_keep: Tensor
-    mask: Tensor
-    ids_restore: Tensor
-
-
-def random_patch_mask(
-    n_patches: int, ratio: float, *, seed: int, positions: Positions, purpose: str = "patches"
-) -> PatchMask:
-    """Hide exactly round(ratio·N) patches of each image, uniformly without replacement (MAE).
-
-    Args:
-        n_patches: N, patches of an image.
-        ratio: part to hide, in (0, 1); at least one patch stays visible and one is hidden.
-        seed: seed of the run.
-        positions: int64 stream positions, (B,).
-        purpose: names the stream of draws.
-    """
-    scores = keyed.uniform(keyed.key(seed, purpose), positions, n_patches)
-    return patch_mask_from_scores(torch.from_numpy(scores), ratio)
-
-
-def patch_mask_from_scores(scores: Tensor, ratio: float) -> PatchMask:
-    """Hide the round(ratio·N) patches of highest score, (B, N); ties by place."""
-    n_patches = scores.shape[1]
-    hidden = min(max(round(ratio * n_patches), 1), n_patches - 1)
-    order = scores.argsort(dim=1, stable=True)
-    ids_restore = torch.empty_like(order)
-    ids_restore.scatter_(1, order, torch.arange(n_patches, device=order.device).expand_as(order))
-    return PatchMask(order[:, : n_patches - hidden], ids_restore >= n_patches - hidden, ids_restore)
-
-
-def patches_to_pixels(mask: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
-    """Spread a patch mask (B, N) over the pixels of each patch: (B, H, W), same dtype."""
-    cells = mask.view(len(mask), *grid)
-    return cells.repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2)
-
-
 def _largest(extent: int, align: int, max_block: float) -> int:
     return max(align, int(max_block * extent) - 1)
 
@@ -381,16 +331,3 @@ def _own_pixels(
             source[row : row + tall, column : column + wide] = source[top : top + tall, left : left + wide]
     flat = torch.from_numpy(source.ravel()).to(image.device)
     return image.flatten(1).index_select(1, flat).view_as(image)
-
-
-__all__: Sequence[str] = [
-    "CHUNK",
-    "Corruption",
-    "GroupMask",
-    "PatchMask",
-    "corrupt",
-    "group_mask",
-    "patch_mask_from_scores",
-    "patches_to_pixels",
-    "random_patch_mask",
-]
