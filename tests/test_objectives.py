@@ -56,6 +56,9 @@ class ToyDenoise(objectives.Objective):
 VIT = EncoderConfig(patch_size=4, depth=3, embed_dim=48, num_heads=3, drop_path=0.1)
 SMALL_HEAD = {"head_hidden": 64, "head_out": 16}
 SMALL_DECODER = {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 4}
+SMALL_CONV = {"decoder_dim": 32, "guidance": {"warmup": 0.0, "loss_weight": 0.5}}
+ATTO = EncoderConfig(name="convnext_atto", drop_path=0.1)
+ATTO_2 = EncoderConfig(name="convnextv2_atto")
 PATCHES = {"align": "patch", "target_norm": "patch", "kinds": ("noise", "zeros", "replace")}
 
 CASES = [
@@ -67,6 +70,14 @@ CASES = [
     ("sit", {**SMALL_HEAD, "export": "teacher"}, VIT.model_copy(update={"patch_size": 7}), 28, 3),
     ("mae", SMALL_DECODER, VIT, 32, 1),
     ("mae", {**SMALL_DECODER, "decoder_position": "learned", "target_norm": "none"}, VIT, 36, 3),
+    ("masked_convnet", SMALL_CONV, ATTO, 64, 1),
+    (
+        "masked_convnet",
+        {**SMALL_CONV, "decoder": "unet", "path": "dense", "target_norm": "none"},
+        ATTO_2,
+        64,
+        3,
+    ),
     ("toy", {}, VIT, 32, 1),
 ]
 contract = pytest.mark.parametrize(

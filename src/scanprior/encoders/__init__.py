@@ -2,6 +2,7 @@
 
 from scanprior.encoders.base import Encoder, EncoderConfig, Features
 from scanprior.encoders.drop_path import KeyedDropPath, sample_positions, seed_drop_path
+from scanprior.encoders.masked_convnext import MaskedConvNext
 from scanprior.encoders.timm_encoder import ConvEncoder, VitEncoder, create_encoder
 from scanprior.encoders.weights import LoadReport, load_weights, read_weights
 
@@ -12,6 +13,7 @@ __all__ = [
     "Features",
     "KeyedDropPath",
     "LoadReport",
+    "MaskedConvNext",
     "VitEncoder",
     "create_encoder",
     "load_weights",

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -117,6 +118,8 @@ class _Loop:
         self.progress = (
             self.checkpoints.load(self.raw, optimizer, self.average) if resume else None
         ) or Progress()
+        if not self.progress.step:
+            self._prepare()
         self.saved_step = self.progress.step
         self.log = MetricsLog(training.folder, self.config, self.progress.step, fabric.is_global_zero)
         self.module, self.optimizer = fabric.setup(self.raw, optimizer)
@@ -125,6 +128,18 @@ class _Loop:
         with self._signals():
             self._steps()
         return self._finish()
+
+    def _prepare(self) -> None:
+        """Let the module settle what it wants to measure first, on the first batch."""
+        settle = getattr(self.raw, "prepare", None)
+        if settle is None:
+            return
+        count = self.shares.batch // self.shares.world // self.shares.accumulation
+        places = np.arange(count, dtype=np.int64)
+        with self.fabric.autocast():
+            said = settle(self.fabric.to_device(self.training.source.batch(places, places)))
+        if said:
+            self.training.reporter.note(said)
 
     def _steps(self) -> None:
         first = self.progress.step

@@ -71,6 +71,13 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
+    def prepare(self, batch: Batch) -> str | None:
+        """Settle what only a measurement can, before a training begins; return a sentence about it, if any.
+
+        What is settled belongs into the state of the module, so that a resumed training keeps it.
+        """
+        return None
+
     def exported_encoder(self) -> Encoder:
         """Return the encoder that the run keeps."""
         return self.encoder

@@ -41,6 +41,7 @@ _BANDS: dict[CurveKind, str] = {
 _LOGGED: dict[str, tuple[str, bool]] = {
     "loss": ("Loss", False),
     "embedding_std": ("Embedding spread", True),
+    "channel_diversity": ("Difference between channels", True),
     "lr": ("Learning rate", True),
     "weight_decay": ("Weight decay", True),
     "images_per_second": ("Images per second", True),
