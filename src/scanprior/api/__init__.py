@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from scanprior.api.data import check, index, prepare
     from scanprior.api.evaluation import compare, evaluate
     from scanprior.api.finetuning import finetune, plan_finetuning, probe
+    from scanprior.api.mask_pictures import mask_preview
     from scanprior.api.prediction import predict
     from scanprior.api.pretraining import plan_pretraining, pretrain
     from scanprior.api.reporting import report
@@ -19,11 +20,12 @@ _MODULES = {
     "pretrain": "pretraining", "plan_pretraining": "pretraining",
     "finetune": "finetuning", "plan_finetuning": "finetuning", "probe": "finetuning",
     "evaluate": "evaluation", "compare": "evaluation",
+    "mask_preview": "mask_pictures",
     "predict": "prediction", "report": "reporting", "drift": "robustness", "shift": "robustness",
 }  # fmt: skip
 
 __all__ = [
-    "check", "compare", "drift", "evaluate", "finetune", "index", "plan_finetuning", "plan_pretraining",
+    "check", "compare", "drift", "evaluate", "finetune", "index", "mask_preview", "plan_finetuning", "plan_pretraining",
     "predict", "prepare", "pretrain", "probe", "report", "shift",
 ]  # fmt: skip
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scanprior.api.evaluation_files import save_evaluation
+from scanprior.api.evaluation_files import Origin, check_name, evaluation_name, save_evaluation
 from scanprior.api.mask_results import evaluate_stored_masks
 from scanprior.api.models import load_classifier, load_segmenter
 from scanprior.api.settings import DataConfig, EvaluationConfig
@@ -131,11 +131,11 @@ def write_evaluation(
     thresholds: dict[str, Any] | None,
     fingerprint: str,
     reporter: Reporter,
-    training_images: int = 0,
+    origin: Origin | None = None,
 ) -> dict[str, Any]:
     """Evaluate predictions and write ``evaluations/NAME.json`` and ``.parquet``.
 
-    ``training_images`` is how many of the images the run was trained on.
+    ``origin`` says whose images they are; None = the run's own.
     """
     table = certain(table, model)
     result = evaluate_predictions(
@@ -150,7 +150,7 @@ def write_evaluation(
         seed=config.seed,
         level=config.level,
     )
-    return save_evaluation(run, name, table, result, training_images, reporter)
+    return save_evaluation(run, name, table, result, origin or Origin(), reporter)
 
 
 def evaluate(
@@ -188,10 +188,12 @@ def evaluate(
     )
     opened, model, images, rows = subject.run, subject.model, subject.images, subject.rows
     chosen = name or subject.name
-    seen = _training_images(opened, images, rows, reporter)
+    origin = Origin(None if data is None else _place(data), dict(label_map or {}))
+    check_name(opened, chosen, origin, subject.split)
+    origin = replace(origin, training_images=_training_images(opened, images, rows, reporter))
     if isinstance(model, Segmenter):
         return evaluate_stored_masks(
-            opened, model, subject.preprocessing, images, rows, chosen, subject.config, reporter, seen
+            opened, model, subject.preprocessing, images, rows, chosen, subject.config, reporter, origin
         )
     labelled = with_errors(
         subject.predictions(model), images, None if subject.split == "all" else subject.split
@@ -206,8 +208,14 @@ def evaluate(
         thresholds,
         str(images.split["fingerprint"]),
         reporter,
-        seen,
+        origin,
     )
+
+
+def _place(data: str | Path) -> str:
+    """Return where data are, whatever the folder it is said from."""
+    path = Path(data).expanduser()
+    return str(path.resolve()) if path.exists() else str(data)
 
 
 @dataclass
@@ -279,8 +287,7 @@ def open_subject(
     if label_map:  # after the division, which is then the one that a training on these data makes
         images.frame = images.frame.assign(label=renamed(images.frame, label_map, str(data)))
     rows, said = choose_rows(images, split, own=data is None)
-    stem = "" if data is None else Path(data).stem
-    name = "-".join(part for part in (stem, "" if said == "all" and stem else said) if part)
+    name = said if data is None else evaluation_name(data, said)
     what = str(data or "the run's own data")
     return Subject(opened, model, preprocessing, images, rows, said, name, what, config)
 
@@ -319,8 +326,8 @@ def _check_labels(table: pd.DataFrame, model: Classifier, data: str) -> None:
     unknown = sorted(present - set(model.classes))
     if unknown:
         raise DataError(
-            f"{data}: label {unknown[0]!r} is not one of the run's classes ({', '.join(model.classes)}); "
-            f"rename it with --map {unknown[0]}={model.classes[0]}"
+            f"{data}: label {unknown[0]!r} (as it is, or as --map renames it) is not one of the run's classes; "
+            f"write --map THEIRS=OURS for each such label, OURS one of {', '.join(model.classes)}"
         )
     if not present:
         raise DataError(f"{data}: no image of this split has a label")

@@ -18,6 +18,7 @@ from scanprior.data.paths import absolute_reference, split_reference
 from scanprior.data.readers import read_reference
 from scanprior.data.transforms import Preprocessing, prepare_image, to_input
 from scanprior.engine import Reporter
+from scanprior.engine.checkpoint import replacing
 from scanprior.errors import DataError, ImageReadError
 from scanprior.reporting.overlays import save_overlay
 from scanprior.run import Run
@@ -88,7 +89,8 @@ def predict_masks(
     table[whole] = table[whole].astype("Int64")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        table.to_csv(out / "predictions.csv", index=False)
+        with replacing(out / "predictions.csv") as part:
+            table.to_csv(part, index=False)
     return table
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scanprior.api.evaluation_files import save_evaluation
+from scanprior.api.evaluation_files import Origin, save_evaluation
 from scanprior.api.settings import EvaluationConfig
 from scanprior.api.sources import Images, side_columns
 from scanprior.api.work import Rows
@@ -111,14 +111,14 @@ def write_mask_evaluation(
     config: EvaluationConfig,
     fingerprint: str,
     reporter: Reporter,
-    training_images: int = 0,
+    origin: Origin | None = None,
 ) -> dict[str, Any]:
     """Evaluate measured masks and write ``evaluations/NAME.json`` and ``.parquet``."""
     result = evaluate_masks(
         table, classes=model.classes.names, name=name, split_fingerprint=fingerprint, resamples=config.resamples,
         seed=config.seed, level=config.level,
     )  # fmt: skip
-    return save_evaluation(run, name, table, result, training_images, reporter)
+    return save_evaluation(run, name, table, result, origin or Origin(), reporter)
 
 
 def save_cases(
@@ -162,7 +162,7 @@ def evaluate_stored_masks(
     name: str,
     config: EvaluationConfig,
     reporter: Reporter,
-    training_images: int = 0,
+    origin: Origin | None = None,
 ) -> dict[str, Any]:
     """Measure, evaluate and show the masks of stored images.
 
@@ -177,7 +177,7 @@ def evaluate_stored_masks(
     _check_values(model.classes, masks, rows, name)
     table = measure_masks(model, images, masks, rows, preprocessing)
     fingerprint = str(images.split["fingerprint"])
-    result = write_mask_evaluation(run, name, table, model, config, fingerprint, reporter, training_images)
+    result = write_mask_evaluation(run, name, table, model, config, fingerprint, reporter, origin)
     save_cases(run, name, table, model, images, masks, preprocessing)
     return result
 

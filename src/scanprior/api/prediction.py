@@ -19,6 +19,7 @@ from scanprior.data.readers import read_reference
 from scanprior.data.readers.array import npz_members
 from scanprior.data.transforms import Preprocessing, prepare_image, to_input
 from scanprior.engine import Reporter
+from scanprior.engine.checkpoint import replacing
 from scanprior.errors import DataError, ImageReadError
 from scanprior.run import Run
 
@@ -99,10 +100,11 @@ def _found(paths: str | Path | Sequence[str | Path]) -> list[str]:
 
 
 def _save(table: pd.DataFrame, out: Path) -> None:
-    if out.suffix == ".csv":
-        table.to_csv(out, index=False)
-    else:
-        table.to_parquet(out, index=False)
+    with replacing(out) as part:
+        if out.suffix == ".csv":
+            table.to_csv(part, index=False)
+        else:
+            table.to_parquet(part, index=False)
 
 
 def expand(paths: str | Path | Sequence[str | Path]) -> Iterator[str]:

@@ -23,7 +23,7 @@ from scanprior.data.loader import evaluation_batches
 from scanprior.data.store import ImageStore, Rows, Sums
 from scanprior.data.transforms import Preprocessing
 from scanprior.engine import Reporter
-from scanprior.engine.checkpoint import write_text
+from scanprior.engine.checkpoint import replacing, write_text
 from scanprior.errors import DataError
 from scanprior.evaluation import MaskScorer, Scorer, drift_rows, shift_score
 from scanprior.run import Run
@@ -88,9 +88,10 @@ def drift(
         reporter: shows progress.
 
     Returns:
-        As written to ``drifts.json`` of the run: ``rows`` with kind, severity (0 = unchanged), metric, class,
-        value, low, high, and the paired ``difference`` from the unchanged images with its ``difference_low``,
-        ``difference_high``, ``p``. The predictions are in ``drifts.parquet``.
+        As written to ``drifts.json`` of the run (``drifts-NAME.json`` where data or split are given): ``rows`` with
+        kind, severity (0 = unchanged), metric, class, value, low, high, and the paired ``difference`` from the
+        unchanged images with its ``difference_low``, ``difference_high``, ``p``. The predictions are beside it as
+        Parquet.
 
     Raises:
         ScanpriorError: as for ``evaluate``; an unknown kind.
@@ -122,8 +123,10 @@ def drift(
             level=config.level,
         ),
     }
-    together.to_parquet(subject.run.path / "drifts.parquet", index=False)
-    write_text(subject.run.path / "drifts.json", json.dumps(result, indent=1))
+    place = subject.run.path / ("drifts" if data is None and split is None else f"drifts-{subject.name}")
+    with replacing(place.with_name(place.name + ".parquet")) as part:
+        together.to_parquet(part, index=False)
+    write_text(place.with_name(place.name + ".json"), json.dumps(result, indent=1))
     return result
 
 

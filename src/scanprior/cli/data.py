@@ -81,3 +81,33 @@ def prepare(
         f"wrote {out}: {len(store):,} images of {store.size} px; {left_out} left out, named in {out / 'store.json'}"
     )
     say(f"next: scanprior pretrain {out} --size {store.size} --out runs/pre")
+
+
+@app.command()
+def mask_preview(
+    paths: Annotated[list[str], typer.Argument(help="Image files and folders.")],
+    out: Annotated[Path, typer.Option("--out", help="PNG file to write.")],
+    betas: Annotated[
+        str, typer.Option("--betas", help="Strengths: 0 = at random, below 0 hides flat units.")
+    ] = "-1,0,1,3",
+    measure: Annotated[
+        str | None, typer.Option("--measure", help="shannon, renyi, gradient or local_std.")
+    ] = None,
+    unit: Annotated[int, typer.Option("--unit", help="Side of a mask unit in pixels.")] = 32,
+    ratio: Annotated[float, typer.Option("--ratio", help="Part to hide.")] = 0.6,
+    size: Annotated[int, typer.Option("--size", help="Side that images are brought to.")] = 224,
+    images: Annotated[int, typer.Option("--images", help="How many are drawn.")] = 4,
+    seed: Annotated[int, typer.Option("--seed", help="Key of the draws.")] = 0,
+) -> None:
+    """Draw what entropy-guided masks hide on your images, at several strengths."""
+    from scanprior import api
+    from scanprior.cli.options import numbers
+
+    picture = api.mask_preview(
+        paths, out=out, betas=numbers("--betas", betas), unit=unit, ratio=ratio, size=size, images=images,
+        guidance={} if measure is None else {"measure": measure}, seed=seed, reporter=console_reporter(),
+    )  # fmt: skip
+    say(
+        f"wrote {picture}",
+        f"next: scanprior pretrain {paths[0]} --objective masked_convnet --set objective.unit={unit} --out runs/pre",
+    )

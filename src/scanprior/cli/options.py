@@ -63,3 +63,17 @@ def pairs(maps: list[str]) -> dict[str, str]:
             raise ConfigError(f"--map {entry!r}: write it as theirs=ours, for example no_finding=normal")
         pairs[theirs] = ours
     return pairs
+
+
+def numbers(option: str, text: str) -> list[float]:
+    """Read numbers with commas between them.
+
+    Raises:
+        ConfigError: one is none.
+    """
+    from scanprior.errors import ConfigError
+
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"{option} {text}: give numbers with commas between them, as in -1,0,1") from error

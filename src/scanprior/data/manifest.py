@@ -191,6 +191,8 @@ def describe(manifest: Manifest) -> str:
     parts = [counted(len(frame), "image")]
     if "patient" in frame.columns and frame["patient"].notna().any():
         parts[0] += f" of {counted(frame['patient'].nunique(), 'patient')}"
+        if unknown := int(frame["patient"].isna().sum()):
+            parts[0] += f", {unknown:,} without a patient (each counts as one of its own)"
     if manifest.task is None:
         parts.append("no labels")
     else:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,6 +147,18 @@ def _restore_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Tensor])
         raise KeyError(f"the optimiser has no {next(iter(saved))}")
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a place beside ``path`` to write to, and rename it: ``path`` is the old file or the whole new one."""
+    part = path.with_name(path.name + ".part")
+    try:
+        yield part
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
 def save_weights(state: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write tensors as safetensors, flushed to disk; tensors that share memory are written apart."""
     save_file(
@@ -169,20 +183,26 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def replace_weights(state: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write tensors beside ``path`` and rename, so that ``path`` is the old file or the whole new one."""
-    part = path.with_suffix(".part")
-    save_weights(state, part, metadata)
-    part.replace(path)
+    """Write tensors beside ``path`` and rename, so that ``path`` is the old file or the whole new one.
+
+    Raises:
+        WeightsError: they cannot be written (a full disk).
+    """
+    try:
+        with replacing(path) as part:
+            save_weights(state, part, metadata)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"{path}: cannot be written ({error}); free some space on the disk and go on with --resume"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically and flushed."""
-    part = path.with_name(path.name + ".part")
-    with part.open("w") as file:
+    with replacing(path) as part, part.open("w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    part.replace(path)
 
 
 def _sync_folder(folder: Path) -> None:

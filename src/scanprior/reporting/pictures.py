@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from scanprior.masking import patches_to_pixels
+
 _GAP = 3  # pixels between the images of one row
 _GROUP_GAP = 14  # pixels between two triplets side by side
 _HEADER = 18  # pixels for the header line
 _PAPER, _INK = 250, 60  # grey levels of background and text
 _HEADINGS = ("input", "corrupted", "rebuilt")
+_HIDDEN = 0.5  # grey of hidden units in [0, 1]
 _MINIMUM = 96  # smaller images are enlarged by whole factors until they reach this side
 
 
@@ -68,26 +71,55 @@ def reconstruction_grid(
             f"{tuple(input.shape)}, {tuple(corrupted.shape)}, {tuple(rebuilt.shape)}"
         )
     columns = [[_picture(p) for p in _display(part, mean, std)] for part in (input, corrupted, rebuilt)]
-    triplets = list(zip(*columns, strict=True))
-    across = 1 if len(triplets) <= 4 else 2
-    width, height = triplets[0][0].size
-    group = 3 * width + 2 * _GAP
-    rows = -(-len(triplets) // across)
-    mode = triplets[0][0].mode
+    rows = list(zip(*columns, strict=True))
+    return _sheet(rows, _HEADINGS, across=1 if len(rows) <= 4 else 2)
+
+
+def mask_grid(images: Tensor, scores: Tensor, masks: Sequence[tuple[str, Tensor]], unit: int) -> Image.Image:
+    """Return a row an image: itself, the complexity of its units, and what is hidden in each of some ways.
+
+    Args:
+        images: (B, C, H, W) float in [0, 1].
+        scores: (B, N), complexity of the units, row by row; drawn from dark (least) to bright (most).
+        masks: a heading and a bool mask (B, N), True = hidden, each; hidden units are drawn grey.
+        unit: side of a unit in pixels.
+    """
+    channels = images.shape[1]
+    side = images.shape[-1] // unit
+
+    def pixels(values: Tensor) -> Tensor:
+        return patches_to_pixels(values, (values.shape[1] // side, side), unit)[:, None]
+
+    low, high = scores.amin(1, keepdim=True), scores.amax(1, keepdim=True)
+    heat = pixels((scores - low) / (high - low).clamp(min=1e-6)).expand_as(images)
+    hidden = [images.masked_fill(pixels(mask), _HIDDEN) for _, mask in masks]
+    columns = [
+        [_picture(p) for p in _display(part, [0.0] * channels, [1.0] * channels)]
+        for part in (images, heat, *hidden)
+    ]
+    return _sheet(list(zip(*columns, strict=True)), ("input", "complexity", *(text for text, _ in masks)))
+
+
+def _sheet(rows: Sequence[Sequence[Image.Image]], headings: Sequence[str], across: int = 1) -> Image.Image:
+    """Paste rows of pictures of one size under their headings, ``across`` rows side by side."""
+    width, height = rows[0][0].size
+    group = len(headings) * (width + _GAP) - _GAP
+    deep = -(-len(rows) // across)
+    mode = rows[0][0].mode
     sheet = Image.new(
         mode,
-        (across * group + (across - 1) * _GROUP_GAP + 2 * _GAP, _HEADER + rows * (height + _GAP)),
+        (across * group + (across - 1) * _GROUP_GAP + 2 * _GAP, _HEADER + deep * (height + _GAP)),
         _grey(mode, _PAPER),
     )
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=12)
     for g in range(across):
-        for c, heading in enumerate(_HEADINGS):
+        for c, heading in enumerate(headings):
             centre = _GAP + g * (group + _GROUP_GAP) + c * (width + _GAP) + width / 2
             draw.text((centre, _HEADER / 2), heading, fill=_grey(mode, _INK), font=font, anchor="mm")
-    for i, triplet in enumerate(triplets):
+    for i, pictures in enumerate(rows):
         row, g = divmod(i, across)
-        for c, picture in enumerate(triplet):
+        for c, picture in enumerate(pictures):
             left = _GAP + g * (group + _GROUP_GAP) + c * (width + _GAP)
             sheet.paste(picture, (left, _HEADER + row * (height + _GAP)))
     return sheet
