@@ -98,7 +98,9 @@ def run_demo(out: Path, seed: int = 0, reporter: Reporter | None = None) -> Path
     scratch = api.finetune(
         sites["a"], out=out / "scratch", options={**_NETWORK, **tuning}, overwrite=True, reporter=reporter
     )
-    tell("     and the encoder in the box, which knows real radiographs: --from scanprior:cxr-tiny")
+    tell(
+        "     and the encoder in the box, a larger network that knows real radiographs: --from scanprior:cxr-tiny"
+    )
     boxed = api.finetune(
         sites["a"],
         out=out / "boxed",
