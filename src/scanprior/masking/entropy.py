@@ -18,7 +18,7 @@ from torch import Tensor
 from scanprior import keyed
 from scanprior.errors import ConfigError
 from scanprior.keyed import Positions
-from scanprior.masking.patches import PatchMask, patch_mask_from_scores
+from scanprior.masking.patches import PatchMask, patch_mask_from_scores, random_patch_mask
 
 Measure = Literal["shannon", "renyi", "gradient", "local_std"]
 
@@ -109,10 +109,12 @@ def guided_patch_mask(
     """
     scores = unit_scores(images, unit, guidance) if guidance.beta or guidance.loss_weight else None
     units = (images.shape[-2] // unit) * (images.shape[-1] // unit)
-    draws = torch.from_numpy(keyed.uniform(keyed.key(seed, purpose), positions, units))
     strength = guidance.strength(progress)
     if scores is None or not strength:
-        return GuidedMask(patch_mask_from_scores(draws, ratio), scores)
+        return GuidedMask(
+            random_patch_mask(units, ratio, seed=seed, positions=positions, purpose=purpose), scores
+        )
+    draws = torch.from_numpy(keyed.uniform(keyed.key(seed, purpose), positions, units))
     mixed = torch.from_numpy(keyed.uniform(keyed.key(seed, f"{purpose}/mix"), positions, 1)) < guidance.mix
     gumbel = -(-draws.log()).log()  # as the draws are ordered, so what is mixed in is at random as above
     guided = gumbel + strength * scores.cpu()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -184,7 +183,7 @@ class Classifier(nn.Module):
         return 1 + max(self._layers.values()) - self._layers[name.removeprefix("encoder.net.")]
 
     @torch.no_grad()
-    def predict(self, batches: Any, *, autocast: Callable[[], Any] | None = None) -> NDArray[np.float32]:
+    def predict(self, batches: Any) -> NDArray[np.float32]:
         """Return probabilities (N, classes) of batches of normalised images, in evaluation mode."""
         device = next(self.parameters()).device
         self.eval()
