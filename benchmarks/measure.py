@@ -107,15 +107,16 @@ class Row:
 
 
 def speed_row(name: str, ours: Side, reference: Side, **rest: Any) -> Row:
-    """Return how many times as fast we are: the ratio of the medians of two sides measured in turns.
+    """Return how many times as fast we are: the median ratio of the pairs of two sides measured in turns.
+
+    The two of a pair follow each other, so what slows the machine for a while slows both.
 
     Both sides are in seconds for the same work, or both are rates ("…/s").
     """
     rate = ours.unit.endswith("/s")
     pairs = [a / b if rate else b / a for a, b in zip(ours.repeats, reference.repeats, strict=True)]
-    value = ours.median / reference.median if rate else reference.median / ours.median
     spread = (min(pairs), max(pairs))
-    return Row(name, value, ours=ours, reference=reference, spread=spread, **rest)
+    return Row(name, median(pairs), ours=ours, reference=reference, spread=spread, **rest)
 
 
 def seconds(work: Callable[[], object]) -> float:

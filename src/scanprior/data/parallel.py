@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import TypeVar
 
-from scanprior.data.workers import worker_context
+from scanprior.workers import worker_context
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from scanprior.data.fitting import Fit, Pixels, fit_mask, fit_pixels
 from scanprior.data.measure import pixel_digest
 from scanprior.data.readers import read_mask, read_reference
-from scanprior.data.workers import end_with_parent, worker_context
 from scanprior.errors import DataError, ImageReadError
+from scanprior.workers import end_with_parent, worker_context
 
 SHARD_BYTES = 256 * 2**20
 CHUNK_BYTES = 8 * 2**20

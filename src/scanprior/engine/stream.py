@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from scanprior import keyed
 from scanprior.engine.settings import EngineConfig
 from scanprior.errors import ConfigError
+from scanprior.workers import worker_context
 
 Batch = dict[str, Any]
 
@@ -106,5 +107,6 @@ def batches(
         sampler=range(start * shares.accumulation, stop * shares.accumulation),
         num_workers=config.workers,
         pin_memory=torch.cuda.is_available(),
+        multiprocessing_context=worker_context() if config.workers else None,
     )
     return iter(loader)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Protocol, TypeVar
 
-from scanprior.data.workers import end_with_parent, worker_context
 from scanprior.errors import ScanpriorError
+from scanprior.workers import end_with_parent, worker_context
 
 
 class Task(Protocol):
