@@ -107,6 +107,7 @@ def batches(
         sampler=range(start * shares.accumulation, stop * shares.accumulation),
         num_workers=config.workers,
         pin_memory=torch.cuda.is_available(),
-        multiprocessing_context=worker_context() if config.workers else None,
+        # Not from a fork server: one that this process has started is none to a process forked from it.
+        multiprocessing_context=worker_context("spawn") if config.workers else None,
     )
     return iter(loader)
