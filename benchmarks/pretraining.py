@@ -154,7 +154,7 @@ def _row(name: str, workers: int, timed: Interleaved, saved: Side, precision: st
     ours = Side("pretrain", "images/s", [images / (s + share) for s in timed.ours])
     plain = replace(ours, repeats=[images / s for s in timed.ours])
     return speed_row(
-        f"pretrain {name}, workers={workers}", ours, bare, target=None if workers else 0.95,
-        note=f"ViT-Ti/8, 64 px, batch {BATCH}, {precision}" + (", a process beside two threads" if workers else ""),
+        f"pretrain {name}, workers={workers}", ours, bare, target=0.95,
+        note=f"ViT-Ti/8, 64 px, batch {BATCH}, {precision}",
         details={"without_checkpoints": speed_row("", plain, bare).value, "checkpoint_seconds": saved.repeats},
     )  # fmt: skip

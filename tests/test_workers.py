@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from scanprior.data.parallel import ordered_map
 from scanprior.data.phantom import PhantomConfig, write_phantoms
+from scanprior.errors import DataError
 
 SCRIPT = """
 import sys
@@ -34,3 +37,8 @@ def test_a_script_without_a_main_guard_is_run_once(tmp_path: Path, how: str) -> 
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "starts.txt").read_text() == "started\n"
     assert (tmp_path / "store").is_dir()
+
+
+def test_a_worker_that_dies_ends_in_a_clear_error() -> None:
+    with pytest.raises(DataError, match="worker process died"):
+        list(ordered_map(os._exit, range(1, 601), workers=2))

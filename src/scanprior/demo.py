@@ -130,7 +130,7 @@ def _draw(data: Path, seed: int) -> dict[str, Path]:
     made = {}
     for number, (site, patients) in enumerate((("a", PATIENTS), ("b", PATIENTS // 4))):
         config = PhantomConfig(patients=patients, size=96, sites=(site,), seed=2 * seed + number)
-        made[site] = write_phantoms(data / f"site-{site}", config, workers=2)
+        made[site] = write_phantoms(data / f"site-{site}", config, workers=2, overwrite=True)
     return made
 
 

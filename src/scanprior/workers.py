@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import wait as wait_for
 from multiprocessing.context import BaseContext, SpawnContext, SpawnProcess
@@ -38,6 +39,17 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
+
+
+def end_broken(pool: ProcessPoolExecutor) -> None:
+    """Shut down a pool of which a process died.
+
+    A process that was being started just then is missed when Python ends the others; it waits for work, and
+    a mere ``shutdown`` for it, for ever.
+    """
+    for process in list((pool._processes or {}).values()):
+        process.kill()
+    pool.shutdown()
 
 
 @contextmanager

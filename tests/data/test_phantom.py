@@ -94,6 +94,23 @@ def test_folder_is_complete_readable_and_says_it_is_synthetic(tmp_path: Path) ->
         write_phantoms(out, SMALL)
 
 
+def test_only_phantoms_are_drawn_over(tmp_path: Path) -> None:
+    out = write_phantoms(tmp_path / "made", SMALL)
+    before = (out / "labels.csv").read_bytes()
+    (out / "labels.csv").unlink()  # as after a kill
+    write_phantoms(out, SMALL, overwrite=True)
+    assert (out / "labels.csv").read_bytes() == before
+    (out / "mine.txt").write_text("kept")
+    with pytest.raises(DataError, match="not an empty folder"):
+        write_phantoms(out, SMALL, overwrite=True)
+    foreign = tmp_path / "foreign"
+    (foreign / "images").mkdir(parents=True)
+    (foreign / "SOURCE.md").write_text("my radiographs")
+    with pytest.raises(DataError, match="not an empty folder"):
+        write_phantoms(foreign, SMALL, overwrite=True)
+    assert (out / "mine.txt").exists() and (foreign / "SOURCE.md").exists()
+
+
 def test_folder_is_indexed_as_a_table_of_labels(tmp_path: Path) -> None:
     manifest = index(write_phantoms(tmp_path / "made", SMALL), label_columns=["label"])
     assert len(manifest) == len(positions(SMALL))

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from scanprior.workers import worker_context
+from scanprior.errors import DataError
+from scanprior.workers import end_broken, end_with_parent, worker_context
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,11 +31,14 @@ def ordered_map(function: Callable[[Item], Result], items: Sequence[Item], worke
         items: what to map over.
         workers: number of processes; 0 computes in this process. A set too small to pay for
             starting processes is also computed here.
+
+    Raises:
+        DataError: a process dies.
     """
     if workers < 1 or len(items) < 16 * _CHUNK:
         yield from map(function, items)
         return
-    pool = ProcessPoolExecutor(workers, worker_context())
+    pool = ProcessPoolExecutor(workers, worker_context(), initializer=end_with_parent)
     waiting: deque[Future[list[Result]]] = deque()
     try:
         for start in range(0, len(items), _CHUNK):
@@ -42,5 +47,10 @@ def ordered_map(function: Callable[[Item], Result], items: Sequence[Item], worke
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
+    except BrokenProcessPool as error:
+        end_broken(pool)
+        raise DataError(
+            "a worker process died: free memory, or take fewer workers (data.workers) or 0"
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -7,6 +7,7 @@ image), so image i is the same whatever else is made, in whatever order, by howe
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from scanprior.data.phantom_findings import FINDINGS, add_findings, enlarge_hear
 from scanprior.errors import DataError
 
 MOST_IMAGES = 3  # of one patient; image position = patient * MOST_IMAGES + number
+_FOLDERS = ("images", "masks", "findings")
 _CHUNK_PIXELS = 16 * 128**2  # rendered together by write_phantoms: larger fields leave the processor's cache
 
 
@@ -234,37 +236,47 @@ Made with: `{config}`
 """
 
 
-def write_phantoms(out: Path, config: PhantomConfig, *, workers: int = 0) -> Path:
+def write_phantoms(out: Path, config: PhantomConfig, *, workers: int = 0, overwrite: bool = False) -> Path:
     """Write a collection as a folder of PNG files with a label table, and return the folder.
 
-    ``labels.csv`` comes last, so a folder that has it is complete.
+    ``SOURCE.md`` comes first; ``labels.csv`` comes last, so a folder that has it is complete.
 
     Args:
         out: a new or empty folder.
         config: the collection.
         workers: threads beside the caller's; the files do not depend on it.
+        overwrite: whether phantoms that were drawn there before may go, finished or not.
 
     Raises:
         DataError: the folder holds something already, or cannot be written.
     """
     out = Path(out)
+    if overwrite and _drawn_before(out):
+        shutil.rmtree(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: not an empty folder; name a new one for the phantoms")
     places = positions(config)
     step = max(1, _CHUNK_PIXELS // config.size**2)
     chunks = [places[start : start + step] for start in range(0, len(places), step)]
     try:
-        for name in ("images", "masks", "findings"):
+        for name in _FOLDERS:
             (out / name).mkdir(parents=True, exist_ok=True)
+        (out / "SOURCE.md").write_text(_describe(config, len(places)), encoding="utf-8")
         with ThreadPoolExecutor(max(workers, 1)) as pool:
             tables = list(pool.map(lambda chunk: _write(out, render(config, chunk)), chunks))
-        (out / "SOURCE.md").write_text(_describe(config, len(places)), encoding="utf-8")
         pd.concat(tables, ignore_index=True).to_csv(out / "labels.csv", index=False)
     except OSError as error:
         raise DataError(
             f"{out}: the phantoms cannot be written ({error.strerror}); free or name another folder"
         ) from error
     return out
+
+
+def _drawn_before(out: Path) -> bool:
+    """Whether a folder holds phantoms, finished or not, and nothing else."""
+    source = out / "SOURCE.md"
+    ours = source.is_file() and source.read_bytes().startswith(_SOURCE.splitlines()[0].encode())
+    return ours and {entry.name for entry in out.iterdir()} <= {*_FOLDERS, "SOURCE.md", "labels.csv"}
 
 
 def _describe(config: PhantomConfig, images: int) -> str:

@@ -25,7 +25,7 @@ from scanprior.data.fitting import Fit, Pixels, fit_mask, fit_pixels
 from scanprior.data.measure import pixel_digest
 from scanprior.data.readers import read_mask, read_reference
 from scanprior.errors import DataError, ImageReadError
-from scanprior.workers import end_with_parent, worker_context
+from scanprior.workers import end_broken, end_with_parent, worker_context
 
 SHARD_BYTES = 256 * 2**20
 CHUNK_BYTES = 8 * 2**20
@@ -304,7 +304,7 @@ def prepare_chunks(
                     del taken[record.chunk]
                     yield record
             except BrokenProcessPool:
-                _end(pool)
+                end_broken(pool)
                 lost = _without_killers(sorted(taken.values(), key=lambda chunk: chunk.number), try_image)
                 todo, taken, pending, pool = chain(lost, todo), {}, set(), _pool(workers)
     finally:
@@ -323,7 +323,7 @@ def _without_killers(lost: list[Chunk], try_image: Callable[[str], None]) -> lis
                 pool.submit(try_image, reference).result()
             except BrokenProcessPool:
                 killers[chunk.first + place] = "decoding it crashes the decoder"
-                _end(pool)
+                end_broken(pool)
                 pool = _pool(1)
         found.append(replace(chunk, unreadable=chunk.unreadable | killers))
     pool.shutdown()
@@ -339,14 +339,3 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     context = worker_context()
     context.set_forkserver_preload([__name__])  # imported once, not by every worker
     return ProcessPoolExecutor(workers, context, initializer=end_with_parent)
-
-
-def _end(pool: ProcessPoolExecutor) -> None:
-    """Shut down a pool that broke.
-
-    A process that was being started as another one died is missed when Python ends the others; it waits for
-    work, and the shutdown for it, for ever.
-    """
-    for process in list((pool._processes or {}).values()):
-        process.kill()
-    pool.shutdown()
