@@ -20,6 +20,8 @@ class Outer(Config):
     engine: Inner
     other: Inner | None = None
     flag: bool = False
+    named: dict[str, Inner] = Field({})
+    listed: list[Inner] | None = None
 
 
 def test_settings_are_yaml_values() -> None:
@@ -44,7 +46,9 @@ def test_later_layers_win_key_by_key() -> None:
             "other.learning_rte: unknown configuration key; did you mean 'learning_rate'?",
         ),
         (["engin.x=1"], "engin: unknown configuration key; did you mean 'engine'?"),
-        (["zzz=1"], "zzz: unknown configuration key; known here: engine, flag, other"),
+        (["zzz=1"], "zzz: unknown configuration key; known here: engine, flag, listed, named, other"),
+        (["named.one.zzz=1"], "named.one.zzz: unknown configuration key; known here: learning_rate, names"),
+        (["listed=[{zzz: 1}]"], "listed.0.zzz: unknown configuration key; known here: learning_rate, names"),
         (["engine.learning_rate=-1"], "engine.learning_rate: -1 will not do; input should be greater than 0"),
         (["engine.learning_rate=fast"], "engine.learning_rate: 'fast' will not do"),
     ],
@@ -81,3 +85,14 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
     path.write_text("a: [1")
     with pytest.raises(ConfigError, match="not readable as YAML"):
         load_yaml(path)
+
+
+def test_a_key_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("engine:\n  steps: 1\n  lr: 2\n  steps: 3\n")
+    with pytest.raises(ConfigError, match=r"config.yaml: the key 'steps' is given twice \(lines 2 and 4\); keep one"):
+        load_yaml(path)
+    with pytest.raises(ConfigError, match=r"--set a: the key 'x' is given twice"):
+        parse_settings(["a={x: 1, x: 1}"])
+    path.write_text("base: &base {x: 1, y: 2}\nmine: {<<: *base, x: 3}\nother: {x: 1}\n")  # what YAML is meant to do
+    assert load_yaml(path)["mine"] == {"x": 3, "y": 2}

@@ -11,7 +11,7 @@ import difflib
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -28,6 +28,34 @@ class Config(BaseModel):
 
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class DoubledKey(yaml.YAMLError):
+    """A key that stands twice in one mapping, of which YAML would silently keep the last."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads plain YAML, and refuses a key that is given twice."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            line, name = key.start_mark.line + 1, (key.tag, str(key.value))
+            if name in lines:
+                where = f"lines {lines[name]} and {line}" if lines[name] != line else f"line {line}"
+                raise DoubledKey(f"the key {key.value!r} is given twice ({where}); keep one of them")
+            lines[name] = line
+        return node
+
+
+def parse_yaml(text: str) -> Any:
+    """Read plain YAML.
+
+    Raises:
+        yaml.YAMLError: it is none, or gives a key twice (``DoubledKey``).
+    """
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
 
 
 def nest(flat: Mapping[str, Any]) -> Tree:
@@ -61,7 +89,9 @@ def parse_settings(settings: Iterable[str]) -> Tree:
 
 def _parse_value(name: str, text: str) -> Any:
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
+    except DoubledKey as error:
+        raise ConfigError(f"--set {name}: {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {name}: {text!r} is not a value ({type(error).__name__})") from error
     if isinstance(value, str) and value == text.strip():  # not quoted
@@ -89,12 +119,14 @@ def load_yaml(path: Path) -> Tree:
     """Read a configuration file.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, or does not hold keys and values.
+        ConfigError: the file is missing, is not YAML, gives a key twice, or does not hold keys and values.
     """
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = parse_yaml(path.read_text())
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such configuration file") from None
+    except DoubledKey as error:
+        raise ConfigError(f"{path}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
     if tree is None:
@@ -139,18 +171,37 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Return the keys of the section at a place, below lists and freely named entries too."""
+    here: Any = model
     for part in path:
-        field = model.model_fields.get(str(part))
-        inner = _model_in(field.annotation) if field is not None else None
-        if inner is None:
-            break
-        model = inner
-    return list(model.model_fields)
+        here = _inside(here, part)
+    section = _section(here)
+    return list(section.model_fields) if section is not None else []
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) in (Union, types.UnionType):
-        return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
+def _inside(annotation: Any, part: int | str) -> Any:
+    """Return the type of an entry of a section, a mapping or a list."""
+    section = _section(annotation)
+    if section is not None:
+        field = section.model_fields.get(str(part))
+        return field.annotation if field is not None else None
+    for entry in _alternatives(annotation):
+        if get_origin(entry) in (dict, list, tuple):
+            return get_args(entry)[-1]
     return None
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    for entry in _alternatives(annotation):
+        if isinstance(entry, type) and issubclass(entry, BaseModel):
+            return entry
+    return None
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """Return the types that an annotation allows, without what only annotates them."""
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [found for part in get_args(annotation) for found in _alternatives(part)]
+    return [annotation]
