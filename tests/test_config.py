@@ -90,9 +90,13 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
 def test_a_key_that_is_given_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("engine:\n  steps: 1\n  lr: 2\n  steps: 3\n")
-    with pytest.raises(ConfigError, match=r"config.yaml: the key 'steps' is given twice \(lines 2 and 4\); keep one"):
+    with pytest.raises(
+        ConfigError, match=r"config.yaml: the key 'steps' is given twice \(lines 2 and 4\); keep one"
+    ):
         load_yaml(path)
     with pytest.raises(ConfigError, match=r"--set a: the key 'x' is given twice"):
         parse_settings(["a={x: 1, x: 1}"])
-    path.write_text("base: &base {x: 1, y: 2}\nmine: {<<: *base, x: 3}\nother: {x: 1}\n")  # what YAML is meant to do
+    path.write_text(
+        "base: &base {x: 1, y: 2}\nmine: {<<: *base, x: 3}\nother: {x: 1}\n"
+    )  # what YAML is meant to do
     assert load_yaml(path)["mine"] == {"x": 3, "y": 2}

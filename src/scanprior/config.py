@@ -55,7 +55,7 @@ def parse_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: it is none, or gives a key twice (``DoubledKey``).
     """
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    return yaml.load(text, Loader=_Loader)
 
 
 def nest(flat: Mapping[str, Any]) -> Tree:

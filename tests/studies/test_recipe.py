@@ -33,7 +33,7 @@ TREE: dict[str, Any] = {
             "data": "b",
             "metrics": ["dice"],
             "settings": {"task": {"name": "segment"}},
-            "inits": ["mae"],
+            "inits": ["scratch", "mae"],
         },
     },
     "shift": {"b": {"encoder": "mae", "reference": "a", "target": "b"}},
@@ -75,6 +75,16 @@ def changed(place: str, value: Any) -> dict[str, Any]:
         ("tasks/one/subgroups", {"age": [65, 0]}, "age: the edges of bands must rise, found"),
         ("tassks", {}, "tassks: unknown configuration key; did you mean 'tasks'"),
         ("seeds", [], "seeds"),
+        ("seeds", [0, 1, 0], "seeds: 0 is given twice; keep one of them"),
+        ("tasks/one/labels", ["all", 10, "all"], "tasks.one.labels: 'all' is given twice"),
+        ("tasks/one/tune/labels", [10, 10], "tasks.one.tune.labels: 10 is given twice"),
+        ("tasks/one/tune/grid", {"engine.lr": [0.1, 0.1]}, "engine.lr: 0.1 is given twice"),
+        ("tasks/one/metrics", ["auroc", "auroc"], "tasks.one.metrics: 'auroc' is given twice"),
+        ("tasks/one/inits", [], r"tasks.one.inits: \[\] will not do; list should have at least 1 item"),
+        ("inits", {}, "inits: {} will not do"),
+        ("tasks/one/inits", ["mae"], "tasks.one.inits: the baseline 'scratch' is not among them"),
+        ("tasks/one/zzz", 1, "tasks.one.zzz: unknown configuration key; known here: data, drifts, elsewhere, inits"),
+        ("tasks/one/elsewhere/b/zzz", 1, "tasks.one.elsewhere.b.zzz: unknown configuration key; known here: data, map"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(place: str, value: Any, said: str) -> None:
@@ -91,9 +101,11 @@ def test_a_circle_of_pretrainings_is_named() -> None:
 
 def test_the_steps_of_a_recipe() -> None:
     tree = changed("pretraining/next", {"data": ["a"], "objective": "gmml", "start": "mae"})
+    tree["inits"]["next"] = {"start": "next"}
+    tree["tasks"]["one"]["inits"] = ["mae", "scratch"]
     tree["pretraining"] = dict(reversed(tree["pretraining"].items()))  # the order of the file does not matter
     steps = {step.name: step for step in steps_of(build(Recipe, tree))}
-    assert len(steps) == 2 + 1 + 2 * 2 * 4 + 2 * (3 * 2 + 1)
+    assert len(steps) == 2 + 1 + 2 * 2 * 4 + 2 * (3 * 2 + 2)
     assert steps["pretrained/next"].needs == ("pretrained/mae",) == (steps["pretrained/next"].start,)
     names = list(steps)
     for place, step in enumerate(steps.values()):
@@ -110,7 +122,7 @@ def test_the_steps_of_a_recipe() -> None:
     assert whole.options["labels"] == {"seed": 3} and whole.start is None
     assert whole.drifts == ("gamma",) and not run.drifts  # curves are of the largest budget
     assert steps["runs/two/mae/all/seed3"].options["task"] == {"name": "segment"}
-    assert "runs/two/scratch/all/seed3" not in steps
+    assert "runs/two/next/all/seed3" not in steps
 
 
 def test_exclusive_keys_of_the_engine_replace_each_other() -> None:

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from sklearn.metrics import roc_auc_score
 
+from scanprior.config import merge, nest
 from scanprior.errors import ConfigError, DataError, RunError
 from scanprior.reporting.formatting import number
 from scanprior.run import Run
@@ -179,20 +180,24 @@ def check_values(results: dict[str, Any], folder: Path) -> None:
     assert used and not used & set(elsewhere["image"])
 
 
-def test_a_run_that_fails_is_named_and_tried_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_that_fails_is_named_and_tried_again(tmp_path: Path) -> None:
+    first = changed(lambda tree: tree["tasks"]["screening"].update(labels=["all"]))
+    study(written(first, tmp_path / "first.yaml"), out=tmp_path / "first", workers=1)
+    given = tmp_path / "first" / "runs/screening/scratch/all/seed0"
+    whole = (given / "model.safetensors").read_bytes()
+    (given / "model.safetensors").write_bytes(whole[:100])
+
     def broken(tree: dict[str, Any]) -> None:
-        tree["inits"]["given"] = {"start": str(tmp_path / "later")}
+        tree["inits"]["given"] = {"start": str(given)}
         tree["tasks"]["screening"]["labels"] = ["all"]
 
     recipe = written(changed(broken), tmp_path / "r.yaml")
     results = study(recipe, out=tmp_path / "out", workers=1)
     ((name, why),) = results["failed"].items()
-    assert name == "runs/screening/given/all/seed0" and str(tmp_path / "later") in why
+    assert name == "runs/screening/given/all/seed0" and "model.safetensors" in why
     assert [row["init"] for row in results["efficiency"]] == ["scratch"]
-    assert why in (tmp_path / "out" / "report.html").read_text()
-    (tmp_path / "later").symlink_to(tmp_path / "out" / "runs/screening/scratch/all/seed0")
+    assert "model.safetensors" in (tmp_path / "out" / "report.html").read_text()
+    (given / "model.safetensors").write_bytes(whole)
     results = study(recipe, out=tmp_path / "out", workers=1)
     assert not results["failed"] and len(results["efficiency"]) == 2
     assert "failed" not in (tmp_path / "out" / "report.html").read_text()
@@ -244,6 +249,51 @@ def test_wrong_parts_of_a_recipe_are_said(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match=r"theirs has the label 'healthy', which is none of abnormal"):
         study(written(changed(elsewhere), tmp_path / "f.yaml"), out=tmp_path / "f", workers=1)
+
+
+def without_training(tree: dict[str, Any], tmp_path: Path, error: type[Exception], said: str) -> None:
+    """Assert that a study is refused with a sentence, and nothing was trained for it."""
+    with pytest.raises(error, match=said):
+        study(written(tree, tmp_path / "refused.yaml"), out=tmp_path / "refused", workers=1)
+    assert not list((tmp_path / "refused").glob("[!d]*/**/config.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        ("inits.may", {"start": "maee"}, "inits.may.start: 'maee' is neither a pretraining of the recipe nor the"),
+        ("inits.may", {"start": "scanprior:none"}, "inits.may.start: scanprior:none: no such encoder comes with"),
+        ("data.ours.settings.label_colums", ["x"], "data.ours.settings: label_colums: unknown .* 'label_columns'"),
+        ("tasks.screening.settings", {"data": {"siez": 3}}, "data.siez: unknown configuration key; did you mean"),
+        ("tasks.screening.settings", {"engine": {"zz": 3}}, "engine.zz: unknown configuration key; known here: .*lr"),
+    ],
+)  # fmt: skip
+def test_what_can_be_seen_of_a_recipe_is_refused_before_data_are_read(
+    tmp_path: Path, place: str, value: Any, said: str
+) -> None:
+    without_training(merge(SMALL, nest({place: value})), tmp_path, ConfigError, said)
+    assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        ("labels", [6, 1000], r"tasks.screening.labels: ours: 1000 labels asked for and \d+ labelled training images"),
+        ("tune", {"labels": [999], "grid": {"engine.lr": [1]}}, "tasks.screening.tune.labels: ours: 999 labels asked"),
+        ("labels", [1], "tasks.screening.labels: ours: 1 labels cannot cover the 2 classes"),
+        ("subgroups", {"sex": [1, 2]}, "tasks.screening.subgroups.sex: ours: sex holds [FM]; bands are for finite"),
+        ("elsewhere", {"b": {"data": "theirs", "map": {"norml": "normal"}}},
+         "tasks.screening.elsewhere.b.map: theirs has no label 'norml'; its labels are abnormal, normal"),
+        ("elsewhere", {"b": {"data": "theirs", "map": {"normal": "healthy"}}},
+         "tasks.screening.elsewhere.b.map.normal: ours has no label 'healthy'; its labels are abnormal, normal"),
+    ],
+)  # fmt: skip
+def test_what_only_the_data_show_is_refused_before_anything_is_trained(
+    tmp_path: Path, place: str, value: Any, said: str
+) -> None:
+    tree = changed(lambda tree: tree["data"].update(theirs=phantoms(10, "b", 2)))
+    tree["tasks"]["screening"][place] = value
+    without_training(tree, tmp_path, DataError, said)
 
 
 def test_a_recipe_that_is_mended_before_anything_was_trained_takes_its_place(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from scanprior.api.settings import DataConfig, finetune_config, pretrain_config
+from scanprior.api.settings import DataConfig
 from scanprior.api.sources import Learn, load, read_manifest
 from scanprior.config import Tree, build, load_yaml, merge
 from scanprior.data.folder_lock import locked
@@ -24,6 +24,7 @@ from scanprior.engine.checkpoint import write_text
 from scanprior.errors import ConfigError, DataError, RunError
 from scanprior.reporting.study_markdown import study_markdown
 from scanprior.reporting.study_page import gather, write_study_report
+from scanprior.studies.checks import check_budgets, check_columns, check_settings, check_starts, segments
 from scanprior.studies.execution import Execution
 from scanprior.studies.plan import Step, pretraining_data, steps_of, training_data
 from scanprior.studies.pool import Pool
@@ -64,7 +65,8 @@ def study(
     """
     reporter, folder = reporter or Reporter(), Path(out)
     wanted = with_data(read_recipe(recipe, quick=quick), data or {}, reporter)
-    _check_settings(wanted)
+    check_settings(wanted)
+    check_starts(wanted)
     count = workers if workers is not None else os.cpu_count() or 1
     if count < 1:
         raise ConfigError(f"workers={count}: a study needs at least one process")
@@ -72,11 +74,14 @@ def study(
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         _same_recipe(folder, wanted, data or {})
-        sources = {
-            name: _prepared(folder, name, spec, wanted, (data or {}).get(name), reporter)
+        manifests = {
+            name: _indexed(folder, name, spec, wanted, (data or {}).get(name), reporter)
             for name, spec in wanted.data.items()
         }
-        _check_columns(wanted, folder)
+        check_columns(wanted, manifests)
+        sources = {
+            name: _prepared(folder, name, manifest, wanted, reporter) for name, manifest in manifests.items()
+        }
         failed = _run(wanted, folder, count, reporter)
         reporter.note("gathering the results")
         results: dict[str, Any] = summarise(wanted, folder, sources, failed)
@@ -118,55 +123,6 @@ def with_data(recipe: Recipe, data: Mapping[str, str | Path], reporter: Reporter
         return recipe
     reporter.note(f"left out, for want of --data NAME=PATH: {', '.join(missing)} and what needs them")
     return recipe.without(missing)
-
-
-def _check_settings(recipe: Recipe) -> None:
-    """Build the configuration of every training, so that a typing error ends no study half-way.
-
-    Raises:
-        ConfigError: the first that is wrong, and of which step.
-    """
-    for step in steps_of(recipe):
-        try:
-            if step.kind == "pretrain":
-                pretrain_config(str(step.objective), step.options)
-            elif step.kind != "shift":
-                finetune_config(step.options)
-        except ConfigError as error:
-            raise ConfigError(f"{step.name}: {error}") from None
-
-
-def _check_columns(recipe: Recipe, folder: Path) -> None:
-    """See that the data have what the tasks name: columns of subgroups, labels that can be renamed.
-
-    Raises:
-        DataError: they have not.
-    """
-    manifests = {
-        name: Manifest.load(folder / "data" / f"{name}.parquet", allow_outside=True) for name in recipe.data
-    }
-    for name, task in recipe.tasks.items():
-        own = manifests[task.data]
-        for column in task.subgroups:
-            if column not in own.frame:
-                raise DataError(
-                    f"tasks.{name}.subgroups: {task.data} has no column {column!r}; its columns are "
-                    f"{', '.join(map(str, own.frame.columns))}"
-                )
-        for where, spec in task.elsewhere.items():
-            other = manifests[spec.data]
-            if _segments(recipe, name) or own.task != "multiclass":
-                continue
-            if other.task != "multiclass":
-                raise DataError(
-                    f"tasks.{name}.elsewhere.{where}: {spec.data} has no labels of one column, as {task.data} has"
-                )
-            unknown = sorted({spec.map.get(label, label) for label in other.classes} - set(own.classes))
-            if unknown:
-                raise DataError(
-                    f"tasks.{name}.elsewhere.{where}: {spec.data} has the label {unknown[0]!r}, which is none of "
-                    f"{', '.join(own.classes)}; name it in map, or leave its rows out with data.{spec.data}.keep"
-                )
 
 
 def _check_folder(folder: Path) -> None:
@@ -217,18 +173,13 @@ def _differences(before: Any, now: Any, place: str = "") -> Any:
         yield place, before, now
 
 
-def _prepared(
+def _indexed(
     folder: Path, name: str, spec: DataSpec, recipe: Recipe, path: str | Path | None, reporter: Reporter
-) -> dict[str, Any]:
-    """Index, choose and decode a data set, once for all runs; return what the results say of it.
-
-    The division is a function of the manifest and of ``data.split``, so every run makes the same; it is
-    written down beside the manifest.
-    """
+) -> Manifest:
+    """Index a data set and choose its rows, once for all runs."""
     file = folder / "data" / f"{name}.parquet"
-    options = recipe.settings.get("data", {})
-    config = build(DataConfig, merge(options, spec.settings))
     if not file.exists():
+        config = build(DataConfig, merge(recipe.settings.get("data", {}), spec.settings))
         if spec.phantom is not None:
             place = folder / "data" / name
             if not (place / "labels.csv").exists():  # it was killed while it drew
@@ -239,13 +190,26 @@ def _prepared(
         manifest = _kept(read_manifest(path, config), name, spec)
         reporter.note(f"{name}: {describe(manifest)}")
         manifest.save(file)
-    manifest = Manifest.load(file, allow_outside=True)
+    return Manifest.load(file, allow_outside=True)
+
+
+def _prepared(
+    folder: Path, name: str, manifest: Manifest, recipe: Recipe, reporter: Reporter
+) -> dict[str, Any]:
+    """Decode and divide a data set, once for all runs; return what the results say of it.
+
+    The division is a function of the manifest and of ``data.split``, so every run makes the same; it is
+    written down beside the manifest.
+    """
     learned = name in training_data(recipe)
     learn: Learn = "labels" if manifest.label_columns else "nothing"
     if name in _masked(recipe):
         learn = "masks"
-    images = load([file], build(DataConfig, options), reporter, learn=learn, divide=learned)
+    options = build(DataConfig, recipe.settings.get("data", {}))
+    images = load([folder / "data" / f"{name}.parquet"], options, reporter, learn=learn, divide=learned)
     images.frame[["image", "split"]].to_csv(folder / "data" / f"{name}-split.csv", index=False)
+    check_budgets(recipe, name, images)
+    spec = recipe.data[name]
     return {
         "about": spec.about,
         "phantom": spec.phantom is not None,
@@ -259,15 +223,10 @@ def _prepared(
 
 def _masked(recipe: Recipe) -> set[str]:
     """Return the names of the data sets whose masks are used."""
-    tasks = [task for name, task in recipe.tasks.items() if _segments(recipe, name)]
+    tasks = [task for name, task in recipe.tasks.items() if segments(recipe, name)]
     return {
         name for task in tasks for name in (task.data, *(where.data for where in task.elsewhere.values()))
     }
-
-
-def _segments(recipe: Recipe, task: str) -> bool:
-    settings = merge(recipe.settings, recipe.tasks[task].settings)
-    return bool(settings.get("task", {}).get("name") == "segment")
 
 
 def _kept(manifest: Manifest, name: str, spec: DataSpec) -> Manifest:

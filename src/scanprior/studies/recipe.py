@@ -11,10 +11,11 @@ from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from scanprior.api.settings import DataConfig
 from scanprior.config import Config, Tree, build, load_yaml, merge
 from scanprior.data.drifts import DRIFTS
 from scanprior.data.phantom import PhantomConfig
@@ -27,6 +28,18 @@ _AS_SEEN = frozenset({"size", "store_size", "channels", "depth", "fit", "standar
 """Keys of ``data`` that say how a network sees images, not which images there are."""
 
 Labels = Annotated[int, Field(gt=0)] | Literal["all"]
+Entry = TypeVar("Entry")
+
+
+def _distinct(entries: list[Entry]) -> list[Entry]:
+    for place, entry in enumerate(entries):
+        if entry in entries[:place]:
+            raise ValueError(f"{entry!r} is given twice; keep one of them")
+    return entries
+
+
+Once = AfterValidator(_distinct)
+"""Of a list whose entries each stand for something of their own: two alike are a typing error."""
 
 
 class DataSpec(Config):
@@ -45,7 +58,7 @@ class DataSpec(Config):
 class PretrainingSpec(Config):
     """One pretraining, without labels."""
 
-    data: list[Name] = Field(min_length=1, description="data sets that are pooled")
+    data: Annotated[list[Name], Once] = Field(min_length=1, description="data sets that are pooled")
     objective: str = Field(description="gmml, sit, mae")
     start: Name | None = Field(None, description="another pretraining to go on from")
     settings: Tree = Field({}, description="over the settings of the recipe")
@@ -70,7 +83,7 @@ class ElsewhereSpec(Config):
 class TuneSpec(Config):
     """What is chosen on validation, for every init alike."""
 
-    labels: list[Labels] = Field(
+    labels: Annotated[list[Labels], Once] = Field(
         min_length=1, description="budgets at which it is chosen; others take the nearest"
     )
     grid: dict[str, list[Any]] = Field(
@@ -84,6 +97,10 @@ class TuneSpec(Config):
         for name, values in value.items():
             if not values:
                 raise ValueError(f"{name}: give at least one value")
+            try:
+                _distinct(values)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
         return value
 
 
@@ -91,15 +108,21 @@ class TaskSpec(Config):
     """One task that every init is fine-tuned for."""
 
     data: Name
-    labels: list[Labels] = Field(["all"], min_length=1, description="how many labelled training images")
+    labels: Annotated[list[Labels], Once] = Field(
+        ["all"], min_length=1, description="how many labelled training images"
+    )
     settings: Tree = Field({}, description="over the settings of the recipe; task.name: segment for masks")
-    metrics: list[str] = Field(
+    metrics: Annotated[list[str], Once] = Field(
         min_length=1, description="of the tables, the first for the figures: auroc, dice, …"
     )
-    inits: list[Name] | None = Field(None, description="which; empty = all")
+    inits: Annotated[list[Name], Field(min_length=1), Once] | None = Field(
+        None, description="which, the baseline among them; empty = all"
+    )
     tune: TuneSpec | None = Field(None, description="empty = nothing is chosen")
     elsewhere: dict[Name, ElsewhereSpec] = Field({}, description="drift: other data, as it is")
-    drifts: list[str] = Field([], description="synthetic drifts of the test images, at five severities")
+    drifts: Annotated[list[str], Once] = Field(
+        [], description="synthetic drifts of the test images, at five severities"
+    )
     subgroups: dict[str, list[float] | None] = Field({}, description="side column: edges of bands, or empty")
 
     @field_validator("subgroups")
@@ -141,7 +164,7 @@ class Recipe(Config):
     inits: dict[Name, InitSpec] = Field(min_length=1)
     baseline: Name = Field("scratch", description="the init that the others are compared with")
     tasks: dict[Name, TaskSpec] = Field(min_length=1)
-    seeds: list[int] = Field(
+    seeds: Annotated[list[int], Once] = Field(
         [0, 1, 2, 3, 4], min_length=1, description="of training and of the draw of labels"
     )
     shift: dict[Name, ShiftSpec] = Field({})
@@ -166,6 +189,11 @@ class Recipe(Config):
             check(f"tasks.{name}.data", task.data, self.data, "data set")
             for init in task.inits or ():
                 check(f"tasks.{name}.inits", init, self.inits, "init")
+            if task.inits is not None and self.baseline not in task.inits:
+                raise ValueError(
+                    f"tasks.{name}.inits: the baseline {self.baseline!r} is not among them, and nothing could be "
+                    "compared with it; add it, or name another baseline"
+                )
             for where, elsewhere in task.elsewhere.items():
                 check(f"tasks.{name}.elsewhere.{where}.data", elsewhere.data, self.data, "data set")
                 if elsewhere.data == task.data:
@@ -198,12 +226,13 @@ class Recipe(Config):
             for n, spec in getattr(self, kind).items()
         }
         for place, spec in parts.items():
-            for key in _keys_of(spec.settings) - _AS_SEEN:
+            for key in sorted((_keys_of(spec.settings) & set(DataConfig.model_fields)) - _AS_SEEN):
                 raise ValueError(
                     f"{place}.settings.data.{key}: images are read and patients divided once for the whole study; give "
                     "data.split in the settings of the recipe, and how a data set is read in data.NAME.settings"
                 )
-        for key in _keys_of(self.settings) - _AS_SEEN - {"split", "exclude_leaks", "transductive"}:
+        free = {*_AS_SEEN, "split", "exclude_leaks", "transductive"}
+        for key in sorted((_keys_of(self.settings) & set(DataConfig.model_fields)) - free):
             raise ValueError(
                 f"settings.data.{key}: say how a data set is read in data.NAME.settings, for each by itself"
             )
