@@ -202,3 +202,48 @@ def test_where_masks_cannot_go(
     assert "masks need a folder" in refused("predict", segmented.path, phantoms, "--out", tmp_path / "out")
     said = refused("predict", segmented.path, phantoms, "--out", tmp_path / "new", "--masks", "gif")
     assert "choose one of png, npy" in said and not (tmp_path / "new").exists()
+
+
+def _with_masks(phantoms: Path, place: Path, change: Callable[[pd.DataFrame], None]) -> Path:
+    shutil.copytree(phantoms, place)
+    table = pd.read_csv(place / "labels.csv")
+    change(table)
+    table.to_csv(place / "labels.csv", index=False)
+    return place
+
+
+def test_one_mask_that_a_lossy_format_blurred_makes_no_classes(
+    segmented: Run, phantoms: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    def blur(table: pd.DataFrame) -> None:
+        file = tmp_path / "blurred" / table["mask"].iloc[-1]
+        values = np.array(Image.open(file).convert("L"))
+        values[::2] = np.where(values[::2] > 0, 251, 3)
+        Image.fromarray(values).save(file)
+
+    place = _with_masks(phantoms, tmp_path / "blurred", blur)
+    file = pd.read_csv(place / "labels.csv")["mask"].iloc[-1]
+    quick = ("--set", "engine.steps=1", "--set", "data.size=32")
+    said = refused("finetune", place, "--out", tmp_path / "no", "--set", "task.name=segment", *quick)
+    assert "1 of" in said and f"{file} (3, 251" in said and "task.classes" in said
+    assert not (tmp_path / "no").exists()
+    said = refused("evaluate", segmented.path, "--data", place, "--split", "all")
+    assert f"{file} (3, 251" in said and "the run knows one class" in said
+
+
+def test_images_without_a_mask_are_counted(
+    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from scanprior.console import ConsoleReporter
+
+    def drop(table: pd.DataFrame) -> None:
+        table.loc[table.index[:9], "mask"] = None
+
+    place = _with_masks(phantoms, tmp_path / "some", drop)
+    run = api.finetune(
+        place, out=tmp_path / "run", options={**FINETUNING, **MASKS}, reporter=ConsoleReporter()
+    )
+    used = run.card["data"]["unused"]
+    assert used["lacking"] == "mask" and sum(used["images"].values()) == 9
+    (note,) = [note for note in run.card["notes"] if "no mask" in note]
+    assert f"{used['images']['train']} training" in note and note in capsys.readouterr().out

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
+from scanprior.data.masks import MaskValues
 from scanprior.encoders import Encoder, EncoderConfig, create_encoder
 from scanprior.errors import ConfigError, DataError
 from scanprior.tasks.segment import MaskClasses, SegmentConfig, Segmenter
@@ -27,17 +30,24 @@ def encoder(settings: dict[str, object] = VIT, size: int = 32) -> Encoder:
         return create_encoder(EncoderConfig.model_validate(settings), size=size, channels=1)
 
 
-def counted(*values: int) -> np.ndarray:
-    return np.bincount(values, minlength=256)
+def counted(*masks: tuple[int, ...], column: str = "mask") -> MaskValues:
+    """The values of several masks, called 0.png, 1.png, ..."""
+    present = np.zeros((len(masks), 256), bool)
+    for row, values in enumerate(masks):
+        present[row, list(values)] = True
+    return MaskValues(column, [f"{number}.png" for number in range(len(masks))], present)
+
+
+EVERY = counted(tuple(range(256)))
 
 
 def classes(kind: str) -> MaskClasses:
     if kind == "multilabel":
         return MaskClasses.find(
-            ["mask:heart", "mask:lungs"], [counted(0, 255), counted(0, 1)], SegmentConfig()
+            [counted((0, 255), column="mask:heart"), counted((0, 1), column="mask:lungs")], SegmentConfig()
         )
-    found = counted(0, 255) if kind == "binary" else counted(0, 7, 9)
-    return MaskClasses.find(["mask"], [found], SegmentConfig())
+    found = counted((0, 255)) if kind == "binary" else counted((0, 7, 9))
+    return MaskClasses.find([found], SegmentConfig())
 
 
 def batch(kind: str, images: int = 4, size: int = 32) -> dict[str, torch.Tensor]:
@@ -75,30 +85,49 @@ def test_values_become_classes() -> None:
     assert truth.tolist() == [[[False, True], [False, True]], [[False, False], [True, False]]]
     again = MaskClasses.from_dict(multiclass.to_dict())
     assert again.names == multiclass.names and (again.table == multiclass.table).all()
-    named = MaskClasses.find(["mask"], [counted(0, 9)], SegmentConfig(classes={"heart": 7, "lung": 9}))
+    named = MaskClasses.find([counted((0, 9))], SegmentConfig(classes={"heart": 7, "lung": 9}))
     assert named.names == ["heart", "lung"] and named.table[0, 9] == 2
-    blurred = MaskClasses.find(["mask"], [np.ones(256, np.int64)], SegmentConfig(mask_threshold=128))
+    blurred = MaskClasses.find([EVERY], SegmentConfig(mask_threshold=128))
     assert blurred.table[0].tolist() == [0] * 128 + [1] * 128
 
 
 @pytest.mark.parametrize(
-    ("columns", "found", "settings", "said"),
+    ("found", "settings", "said"),
     [
-        (["mask"], [np.ones(256, np.int64)], {}, "255 values besides 0.*task.mask_threshold=128"),
-        (["mask"], [counted(0, 3, 9)], {"classes": {"lung": 9}}, "the value 3, which is no class"),
-        (["mask:a"], [counted(0, 3, 9)], {}, "mask:a: the masks hold 2 values"),
+        (EVERY, {}, r"255 values besides 0.*0.png \(1, 2, 3, 4, 5, 6 ...\).*task.mask_threshold=128"),
+        (counted((0, 9), (0, 3, 9)), {"classes": {"lung": 9}}, "1.png: the mask holds the value 3, which is no class"),
+        (counted((0, 3, 9), column="mask:a"), {}, r"mask:a: the masks hold 2 values.*0.png \(3, 9\)"),
+        (counted((0, 255), (0, 255), (0, 7, 254, 255), (0, 255)), {},
+         r"1 of 4 masks hold more than one value besides 0, such as 2.png \(7, 254, 255\).*task.classes"),
+        (counted((0, 255), (0, 1)), {}, r"0 of 2 masks hold more than one value.*all values are 1, 255; name the"),
     ],
-)
-def test_values_that_are_no_classes(
-    columns: list[str], found: list[np.ndarray], settings: dict, said: str
-) -> None:
+)  # fmt: skip
+def test_values_that_are_no_classes(found: MaskValues, settings: dict, said: str) -> None:
     with pytest.raises(DataError, match=said):
-        MaskClasses.find(columns, found, SegmentConfig.model_validate(settings))
+        MaskClasses.find([found], SegmentConfig.model_validate(settings))
+
+
+@pytest.mark.parametrize(
+    ("trained", "settings", "there", "said"),
+    [
+        (counted((0, 255)), {}, counted((0, 1), (1,)), None),  # another way to write the one class
+        (counted((0, 255)), {}, counted((0, 1), (0, 1, 254)), r"1.png \(1, 254\): the mask holds more than one value"),
+        (counted((0, 255)), {"mask_threshold": 128}, counted((0, 1, 254)), None),
+        (counted((0, 9)), {"classes": {"lung": 9}}, counted((0, 9), (0, 3)), "1.png: the mask holds the value 3, the"),
+        (counted((0, 7, 9)), {}, counted((0, 7), (8, 9)), "1.png: the mask holds the value 8, the run knows 0 and 7"),
+    ],
+)  # fmt: skip
+def test_values_that_a_run_does_not_know(
+    trained: MaskValues, settings: dict, there: MaskValues, said: str | None
+) -> None:
+    config = SegmentConfig.model_validate(settings)
+    found = MaskClasses.find([trained], config).unknown(0, there, config)
+    assert found is None if said is None else re.match(said, str(found))
 
 
 def test_a_value_that_is_not_possible() -> None:
     with pytest.raises(ConfigError, match="the value 300 is not possible"):
-        MaskClasses.find(["mask"], [counted(0)], SegmentConfig(classes={"lung": 300}))
+        MaskClasses.find([counted((0,))], SegmentConfig(classes={"lung": 300}))
 
 
 # networks

@@ -78,7 +78,7 @@ class Classification(Work):
             )
             self.targets = resolve_uncertain(values, self.settings, draws)
             known = np.asarray((~np.isnan(self.targets)).any(axis=1))
-        self.divide(known, frame, columns, "labelled image")
+        self.divide(known, frame, columns, "labelled image", "label")
 
     def network(self, encoder: Encoder) -> Classifier:
         """Return the encoder with a head."""

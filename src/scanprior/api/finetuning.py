@@ -68,6 +68,8 @@ def finetune(
     if images is None:
         return Run.open(out)
     work = task(images, settled)
+    if (note := work.unused_note()) is not None:
+        session.reporter.note(note)
     preprocessing = _preprocessing(settled, images, base)
     model = _network(work, settled, preprocessing, base)
     training = None if probe else _training(model, work, session, preprocessing)
@@ -169,6 +171,8 @@ def _card(run: Run, work: Work, preprocessing: Preprocessing, result: dict[str, 
     keep = [name for name in ("image", "patient", "source", "split", "pixels") if name in frame]
     frame[keep].assign(used=used).to_parquet(run.path / "data.parquet", index=False)
     seen, notes = seen_in_pretraining(config.parent, frame)
+    if (note := work.unused_note()) is not None:
+        notes.append(note)
     return describe(
         work.kind,
         config.engine.seed,
@@ -187,6 +191,7 @@ def _card(run: Run, work: Work, preprocessing: Preprocessing, result: dict[str, 
             "leakage": images.leakage,
             "labels_used": len(work.train),
             "validation_labels_used": len(work.val),
+            "unused": {"lacking": work.unused_for, "images": work.unused},
             "transductive": seen > 0,
         },
         training=result,

@@ -16,7 +16,7 @@ from scanprior.api.sources import Images, side_columns
 from scanprior.api.work import Rows
 from scanprior.data.fitting import unfit_maps
 from scanprior.data.loader import evaluation_batches
-from scanprior.data.masks import Masks
+from scanprior.data.masks import Masks, MaskValues
 from scanprior.data.readers import read_mask, read_reference
 from scanprior.data.store import ImageStore, Store, StoreSet
 from scanprior.data.transforms import Preprocessing
@@ -25,7 +25,7 @@ from scanprior.errors import DataError, ImageReadError
 from scanprior.evaluation import evaluate_masks, mask_row
 from scanprior.reporting.overlays import save_overlay
 from scanprior.run import Run
-from scanprior.tasks.segment import MaskClasses, Segmenter
+from scanprior.tasks.segment import Segmenter
 
 SHOWN = 3
 """Best, median and worst images of an evaluation that are kept as overlays, of each so many."""
@@ -66,7 +66,7 @@ def measure_masks(
             for name in kept:
                 entry[name] = images.frame[name].iloc[row] if name in images.frame else None
             try:
-                truth = true_masks(model.classes, images, masks, int(row))
+                truth = true_masks(model, images, masks, int(row))
             except ImageReadError as error:
                 made.append({**entry, "error": error.reason})
                 continue
@@ -76,15 +76,22 @@ def measure_masks(
     return pd.DataFrame(made)
 
 
-def true_masks(classes: MaskClasses, images: Images, masks: Masks, row: int) -> dict[str, NDArray[np.bool_]]:
+def true_masks(model: Segmenter, images: Images, masks: Masks, row: int) -> dict[str, NDArray[np.bool_]]:
     """Read the true masks (H, W) of a stored image from their files, by class.
 
     Raises:
-        ImageReadError: a file cannot be read any more.
+        ImageReadError: a file cannot be read any more, or holds values that the run does not know.
     """
     root = root_of(images.store, row)
-    values = [read_mask(str(images.frame[column].iloc[row]), root) for column in masks.names]
-    return dict(zip(classes.names, classes.truth(np.stack(values)), strict=True))
+    values = []
+    for number, column in enumerate(masks.names):
+        file = str(images.frame[column].iloc[row])
+        values.append(read_mask(file, root))
+        present = np.bincount(values[-1].ravel(), minlength=256)[None] > 0
+        wrong = model.classes.unknown(number, MaskValues(column, [file], present), model.config)
+        if wrong is not None:  # lost where the mask was made small, so not seen before
+            raise ImageReadError(file, wrong)
+    return dict(zip(model.classes.names, model.classes.truth(np.stack(values)), strict=True))
 
 
 def root_of(store: ImageStore, row: int) -> Path:
@@ -146,7 +153,7 @@ def save_cases(
         for number, place in enumerate(chosen):
             row = rows[table["image"].iloc[place]]
             _, maps = next(predicted_maps(model, images.store, np.array([row]), preprocessing, 1))
-            truth = true_masks(model.classes, images, masks, row)
+            truth = true_masks(model, images, masks, row)
             height, width = next(iter(truth.values())).shape
             picture = read_reference(str(images.frame["image"].iloc[row]), root_of(images.store, row)).pixels
             found = predicted_masks(model, maps[0], height, width, preprocessing)
@@ -174,7 +181,7 @@ def evaluate_stored_masks(
     rows = rows[masks.has[rows]]
     if not len(rows):
         raise DataError(f"{name}: no image of this split has a mask")
-    _check_values(model.classes, masks, rows, name)
+    _check_values(model, masks, rows, name)
     table = measure_masks(model, images, masks, rows, preprocessing)
     fingerprint = str(images.split["fingerprint"])
     result = write_mask_evaluation(run, name, table, model, config, fingerprint, reporter, origin)
@@ -182,17 +189,14 @@ def evaluate_stored_masks(
     return result
 
 
-def _check_values(classes: MaskClasses, masks: Masks, rows: Rows, name: str) -> None:
+def _check_values(model: Segmenter, masks: Masks, rows: Rows, name: str) -> None:
     """Refuse masks of other columns or values than the run was trained on."""
-    if len(masks.names) != len(classes.table):
+    table = model.classes.table
+    if len(masks.names) != len(table):
         raise DataError(
-            f"{name}: the masks are in the columns {', '.join(masks.names)}, the run has {len(classes.table)} of them"
+            f"{name}: the masks are in the columns {', '.join(masks.names)}, the run has {len(table)} of them"
         )
-    for column, counts, table in zip(masks.names, masks.values(rows), classes.table, strict=True):
-        unknown = np.flatnonzero((counts > 0) & (table == 0))
-        unknown = unknown[unknown > 0]
-        if len(unknown) and classes.kind == "multiclass":
-            known = ", ".join(map(str, np.flatnonzero(table)))
-            raise DataError(
-                f"{name}: a mask of {column} holds the value {unknown[0]}, the run knows 0 and {known}"
-            )
+    for number, found in enumerate(masks.values(rows)):
+        wrong = model.classes.unknown(number, found, model.config)
+        if wrong is not None:
+            raise DataError(f"{name}: {wrong}; mend the mask, or leave its image out")

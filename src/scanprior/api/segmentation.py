@@ -43,9 +43,9 @@ class Segmentation(Work):
         self.settings, self.masks = config.task, images.masks
         labels = images.store.label_columns
         frame = images.frame if labels else images.frame.assign(label="mask")
-        self.divide(self.masks.has, frame, labels or ["label"], "image with a mask")
-        counts = self.masks.values(np.flatnonzero(self.masks.has))
-        self.classes = MaskClasses.find(self.masks.names, counts, self.settings)
+        self.divide(self.masks.has, frame, labels or ["label"], "image with a mask", "mask")
+        found = self.masks.values(np.flatnonzero(self.masks.has))
+        self.classes = MaskClasses.find(found, self.settings)
 
     def network(self, encoder: Encoder) -> Segmenter:
         """Return the encoder with a decoder."""

@@ -31,6 +31,8 @@ class Work(ABC):
         learns: what of the sources is learned from.
         metric: the validation metric that selects the step where the user names none.
         train, val: rows of the store that are trained on, after the budget, and validated on.
+        unused: split to how many of its images have nothing to learn from, or to be tested by.
+        unused_for: what those lack, such as ``label``.
     """
 
     kind: ClassVar[str]
@@ -38,6 +40,8 @@ class Work(ABC):
     metric: ClassVar[str]
     train: Rows
     val: Rows
+    unused: dict[str, int]
+    unused_for: str
 
     def __init__(self, images: Images, config: FinetuneConfig) -> None:
         self.images, self.config = images, config
@@ -69,7 +73,9 @@ class Work(ABC):
         chosen = self.config.selection.metric
         return {"auto": self.metric, "loss": "negative_loss", "last": None}.get(chosen, chosen)
 
-    def divide(self, usable: NDArray[np.bool_], frame: pd.DataFrame, columns: list[str], what: str) -> None:
+    def divide(
+        self, usable: NDArray[np.bool_], frame: pd.DataFrame, columns: list[str], what: str, lacking: str
+    ) -> None:
         """Set ``train`` and ``val``: the usable rows of their splits, the budget applied.
 
         Args:
@@ -77,11 +83,15 @@ class Work(ABC):
             frame: (N rows) with the columns by which a budget is stratified, and patient.
             columns: their names.
             what: how an error calls an image that has it.
+            lacking: what the others do not have.
 
         Raises:
             DataError: no such image in training, or in validation where a step is to be selected.
         """
         config = self.config
+        names = ("train", "val", "test")
+        self.unused = {name: int((~usable[self.images.rows(name)]).sum()) for name in names}
+        self.unused_for = lacking
         train, val = (self.images.rows(name) for name in ("train", "val"))
         train, val = train[usable[train]], val[usable[val]]
         if not len(train):
@@ -92,6 +102,14 @@ class Work(ABC):
                 "or train without selection: --set selection.metric=last"
             )
         self.train, self.val = self._budget(train, frame, columns), val
+
+    def unused_note(self) -> str | None:
+        """Return a sentence on the images that are left out for want of what the task learns; None without any."""
+        if not any(self.unused.values()):
+            return None
+        words = {"train": "training", "val": "validation", "test": "test"}
+        counts = ", ".join(f"{count} {words[name]}" for name, count in self.unused.items())
+        return f"images left out because they have no {self.unused_for}: {counts}"
 
     def _budget(self, train: Rows, frame: pd.DataFrame, columns: list[str]) -> Rows:
         labels = self.config.labels

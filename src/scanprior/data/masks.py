@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,45 @@ def _misshapen(frame: pd.DataFrame) -> NDArray[np.bool_]:
     return misshapen
 
 
+@dataclass(frozen=True)
+class MaskValues:
+    """Which values the masks of one column hold.
+
+    Attributes:
+        column: ``mask``, or ``mask:NAME``.
+        files: (n,) the masks as the table names them.
+        present: (n, 256) bool, whether a mask holds a value.
+    """
+
+    column: str
+    files: Sequence[str]
+    present: NDArray[np.bool_]
+
+    @property
+    def values(self) -> list[int]:
+        """The values besides 0, of all masks together."""
+        return [int(value) for value in np.flatnonzero(self.present.any(axis=0)) if value]
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """(n,) how many values besides 0 each mask holds."""
+        return self.present[:, 1:].sum(axis=1, dtype=np.int64)
+
+    def file_with(self, value: int) -> str:
+        """Return the first mask that holds a value."""
+        return self.files[int(self.present[:, value].argmax())]
+
+    def fullest(self) -> str:
+        """Return the first mask with the most values, and the values in brackets."""
+        row = int(self.counts.argmax())
+        return f"{self.files[row]} ({shown_values(np.flatnonzero(self.present[row, 1:]) + 1)})"
+
+
+def shown_values(values: Sequence[int] | NDArray[np.int64]) -> str:
+    """Return the first values of many in words."""
+    return ", ".join(str(int(value)) for value in values[:6]) + (" ..." if len(values) > 6 else "")
+
+
 class Masks:
     """The masks of an image store, one column of them for each structure or a single one for all.
 
@@ -70,6 +110,7 @@ class Masks:
         self.names = list(names)
         self._columns = [list(stores) for stores in columns]
         self._starts = np.cumsum([0, *lengths])
+        self._files = np.full((len(columns), self._starts[-1]), "", dtype=object)
         self._places = np.full((len(columns), self._starts[-1]), -1, dtype=np.int64)
         self.left_out: list[dict[str, str]] = []
         for number, stores in enumerate(columns):
@@ -84,6 +125,7 @@ class Masks:
         off = _misshapen(frame)
         kept = frame[~off]
         self._places[number, start + kept["of"].to_numpy()] = kept["row"].to_numpy()
+        self._files[number, start + kept["of"].to_numpy()] = kept["image"].astype(str).to_numpy()
         self.left_out += [
             {"mask": str(entry["image"]), "reason": str(entry["reason"])} for entry in store.audit["left_out"]
         ]
@@ -118,14 +160,19 @@ class Masks:
                 out[here, number] = store.read(self._places[number, rows[here]])[:, 0]
         return out
 
-    def values(self, rows: Rows, block: int = 256) -> list[NDArray[np.int64]]:
-        """Return, for every mask column, the pixels of each value 0..255 over some rows: (256,) counts."""
-        counts = [np.zeros(256, dtype=np.int64) for _ in self._columns]
+    def values(self, rows: Rows, block: int = 256) -> list[MaskValues]:
+        """Return, for every mask column, which values the masks of some rows hold."""
+        rows = np.asarray(rows, dtype=np.int64)
+        present = np.zeros((len(self._columns), len(rows), 256), dtype=bool)
         for start in range(0, len(rows), block):
             part = self.read(rows[start : start + block])
-            for number, total in enumerate(counts):
-                total += np.bincount(part[:, number].ravel(), minlength=256)
-        return counts
+            each = np.arange(len(part))[:, None]
+            for number in range(len(self._columns)):
+                present[number, start + each, part[:, number].reshape(len(part), -1)] = True
+        return [
+            MaskValues(name, self._files[number, rows].tolist(), present[number])
+            for number, name in enumerate(self.names)
+        ]
 
 
 def prepare_masks(

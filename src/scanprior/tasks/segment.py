@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 from scanprior.config import Config
+from scanprior.data.masks import MaskValues, shown_values
 from scanprior.encoders import Encoder, sample_positions
 from scanprior.errors import ConfigError, DataError
 from scanprior.tasks.decoders import make_decoder
@@ -51,39 +52,48 @@ class MaskClasses:
         self.names, self.kind, self.table = names, kind, table
 
     @classmethod
-    def find(cls, columns: list[str], counts: list[NDArray[np.int64]], config: SegmentConfig) -> MaskClasses:
+    def find(cls, found: Sequence[MaskValues], config: SegmentConfig) -> MaskClasses:
         """Find the classes in the values that occur.
 
+        Several values are taken for as many classes only where most masks hold two or more of them. Where most
+        hold one, the others are more likely faults of some files, such as a mask that was saved as JPEG, or
+        another way to write the same class; then the user has to say what they mean.
+
         Args:
-            columns: ``["mask"]``, or ``mask:NAME`` for each structure.
-            counts: for each, the pixels of every value 0..255.
+            found: the values of the column ``mask``, or of ``mask:NAME`` for each structure.
             config: names the classes, or a threshold.
 
         Raises:
-            DataError: values that no class has, or so many that they cannot be classes.
+            DataError: values that no class has, or that are not clearly classes.
         """
-        if columns != ["mask"]:
-            table = np.stack(
-                [_binary(name, found, config) for name, found in zip(columns, counts, strict=True)]
-            )
-            return cls([name.partition(":")[2] for name in columns], "multilabel", table)
-        values = [int(value) for value in np.flatnonzero(counts[0]) if value]
+        if [each.column for each in found] != ["mask"]:
+            table = np.stack([_binary(each, config) for each in found])
+            return cls([each.column.partition(":")[2] for each in found], "multilabel", table)
+        (only,) = found
+        values = only.values
         if config.classes:
-            return cls._named(values, config)
+            return cls._named(only, config)
         if config.mask_threshold is not None or len(values) <= 1:
-            return cls(["foreground"], "binary", _binary("mask", counts[0], config)[None])
+            return cls(["foreground"], "binary", _binary(only, config)[None])
         if len(values) > 32:
-            raise DataError(_too_many("mask", values))
+            raise DataError(_too_many(only))
+        filled, mixed = int((only.counts > 0).sum()), int((only.counts > 1).sum())
+        if 2 * mixed <= filled:
+            raise DataError(
+                f"mask: {mixed} of {filled} masks hold more than one value besides 0, such as {only.fullest()}; all "
+                f"values are {shown_values(values)}; {_ADVICE}"
+            )
         table = np.zeros((1, 256), dtype=np.int64)
         table[0, values] = np.arange(1, len(values) + 1)
         return cls([f"value {value}" for value in values], "multiclass", table)
 
     @classmethod
-    def _named(cls, values: list[int], config: SegmentConfig) -> MaskClasses:
-        for value in values:
+    def _named(cls, found: MaskValues, config: SegmentConfig) -> MaskClasses:
+        for value in found.values:
             if value not in config.classes.values():
                 raise DataError(
-                    f"a mask holds the value {value}, which is no class of task.classes ({config.classes}); add it"
+                    f"{found.file_with(value)}: the mask holds the value {value}, which is no class of task.classes "
+                    f"({config.classes}); add it"
                 )
         table = np.zeros((1, 256), dtype=np.int64)
         for number, value in enumerate(config.classes.values(), 1):
@@ -93,6 +103,27 @@ class MaskClasses:
                 )
             table[0, value] = number
         return cls(list(config.classes), "binary" if len(config.classes) == 1 else "multiclass", table)
+
+    def unknown(self, number: int, found: MaskValues, config: SegmentConfig) -> str | None:
+        """Return what is wrong with masks that hold values without a meaning here; None where all have one.
+
+        Args:
+            number: of the mask column.
+            found: the values of some masks of it.
+            config: with which the classes were found.
+        """
+        if config.mask_threshold is not None:
+            return None
+        known = np.flatnonzero(self.table[number])
+        for value in found.values:
+            if value not in known:
+                return (
+                    f"{found.file_with(value)}: the mask holds the value {value}, the run knows 0 and "
+                    f"{shown_values(known)}"
+                )
+        if len(known) == 255 and (found.counts > 1).any():  # any value means the one class, but one to a mask
+            return f"{found.fullest()}: the mask holds more than one value besides 0, the run knows one class"
+        return None
 
     @property
     def channels(self) -> int:
@@ -116,18 +147,22 @@ class MaskClasses:
         return cls(list(kept["names"]), kept["kind"], np.asarray(kept["table"], dtype=np.int64))
 
 
-def _binary(column: str, counts: NDArray[np.int64], config: SegmentConfig) -> NDArray[np.int64]:
-    values = [int(value) for value in np.flatnonzero(counts) if value]
-    if config.mask_threshold is None and len(values) > 1:
-        raise DataError(_too_many(column, values))
+_ADVICE = (
+    "name the values that are classes with task.classes, as {lung: 255}, or, for masks that a lossy format has "
+    "blurred, set task.mask_threshold=128"
+)
+
+
+def _binary(found: MaskValues, config: SegmentConfig) -> NDArray[np.int64]:
+    if config.mask_threshold is None and len(found.values) > 1:
+        raise DataError(_too_many(found))
     return (np.arange(256) >= (config.mask_threshold or 1)).astype(np.int64)
 
 
-def _too_many(column: str, values: list[int]) -> str:
-    shown = ", ".join(map(str, values[:6])) + (" ..." if len(values) > 6 else "")
+def _too_many(found: MaskValues) -> str:
     return (
-        f"{column}: the masks hold {len(values)} values besides 0 ({shown}); name those that are classes with "
-        "task.classes, or, for masks that a lossy format has blurred, set task.mask_threshold=128"
+        f"{found.column}: the masks hold {len(found.values)} values besides 0 ({shown_values(found.values)}), most of "
+        f"them {found.fullest()}; {_ADVICE}"
     )
 
 
