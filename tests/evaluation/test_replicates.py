@@ -150,3 +150,22 @@ def test_labels_to_match() -> None:
         steady([0.75, 0.75], 0.03), budgets, [steady([v, v], 0.03) for v in (0.6, 0.7, 0.8)]
     )
     assert wide.low < 10**2.5 < wide.high
+
+
+def test_why_a_mean_has_no_value_is_what_the_scorers_say() -> None:
+    class Undefined(Means):
+        def why_undefined(self, metric: str, name: str) -> str:
+            return "n/a because no image is positive"
+
+    without, with_one = Undefined(np.full(6, np.nan)), Undefined(np.linspace(0.2, 0.8, 6))
+    groups = np.arange(6)
+    none = replicates([without, without], groups, 100, 0)[KEY]
+    some = replicates([with_one, without], groups, 100, 0)[KEY]
+    fine = replicates([with_one, with_one], groups, 100, 0)[KEY]
+    assert mean_interval("accuracy", none, "patient", 0.95).reason == "n/a because no image is positive"
+    assert str(mean_interval("accuracy", some, "patient", 0.95).reason).endswith(
+        "positive in 1 of 2 trainings"
+    )
+    assert mean_change(fine, none, "patient", 0.95).reason == "n/a because no image is positive"
+    assert mean_difference(none, fine, "patient", 0.95).reason == "n/a because no image is positive"
+    assert fine.reason is None

@@ -344,7 +344,8 @@ def test_a_report_of_what_cannot_be_measured(tmp_path: Path) -> None:
     assert {row["evaluation"] for row in results["efficiency"]} == {"validation", "site.b"}
     assert any("pretraining saw" in text for text in results["warnings"])
     there = [row for row in results["efficiency"] if row["evaluation"] == "site.b"]
-    assert all(row["value"] is None and row["reason"] for row in there)
+    assert {row["reason"] for row in there} == {"n/a because no image is positive"}
+    assert {row["difference_reason"] for row in results["drift"]} == {"n/a because no image is positive"}
     page = (tmp_path / "out" / "report.html").read_text()
     assert "pretraining saw" in page and "measured on the validation images" in page and "site.b" in page
     assert [row["shift"] for row in results["shift"]] == ["site.b"]

@@ -10,7 +10,7 @@ would give the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from scanprior.evaluation.intervals import (
 from scanprior.evaluation.scoring import ImageScorer, Key, patients_of, resampled
 
 Floats = NDArray[np.float64]
+_NO_VALUE = "n/a because a training has no value"
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,13 @@ class Replicates:
         values: (S,) of the whole set.
         spread: (S, R) in the resamples of patients, the same for all trainings.
         patients: how many patients the metric rests on.
+        reason: why there is no value, where a training has none.
     """
 
     values: Floats
     spread: Floats
     patients: float
+    reason: str | None = None
 
     @property
     def mean(self) -> float:
@@ -58,8 +61,14 @@ class Replicates:
     def minus(self, other: Replicates) -> Replicates:
         """Return the differences training by training, of the same seeds on the same images."""
         return Replicates(
-            self.values - other.values, self.spread - other.spread, min(self.patients, other.patients)
-        )
+            self.values - other.values, self.spread - other.spread, min(self.patients, other.patients),
+            self.reason or other.reason,
+        )  # fmt: skip
+
+    def of(self, trainings: Sequence[int]) -> Replicates:
+        """Return some of the trainings."""
+        chosen = list(trainings)
+        return replace(self, values=self.values[chosen], spread=self.spread[chosen])
 
     def parts(self) -> list[tuple[float, float]]:
         """Return the variance of the mean and its degrees of freedom: over patients, and over trainings."""
@@ -108,9 +117,18 @@ def replicates(
             np.array([float(each[key][0]) for each in values]),
             np.stack([spread[key] for spread in spreads]),
             min(count[key] for count in patients),
+            _why([bool(np.isnan(each[key][0])) for each in values], scorers, key),
         )
         for key in values[0]
     }
+
+
+def _why(missing: Sequence[bool], scorers: Sequence[ImageScorer], key: Key) -> str | None:
+    """Return why a mean has no value: that of the first training that has none, and whether others have one."""
+    if not any(missing):
+        return None
+    reason = scorers[list(missing).index(True)].why_undefined(*key)
+    return reason if all(missing) else f"{reason} in {sum(missing)} of {len(missing)} trainings"
 
 
 def mean_interval(metric: str, found: Replicates, unit: str, level: float) -> Interval:
@@ -124,7 +142,7 @@ def mean_interval(metric: str, found: Replicates, unit: str, level: float) -> In
     """
     value = found.mean
     if np.isnan(value):
-        return Interval(reason="n/a because a training has no value")
+        return Interval(reason=found.reason or _NO_VALUE)
     over = f"{unit}s and {len(found.values)} trainings" if len(found.values) > 1 else f"{unit}s, one training"
     bottom, top = range_of(metric)
     if metric not in UNBOUNDED and value in (bottom, top):
@@ -146,6 +164,8 @@ def mean_difference(first: Replicates, second: Replicates, unit: str, level: flo
     """Return interval and p-value of first - second, paired by training and by patient."""
     found = first.minus(second)
     error, freedom, reason = _error(found, unit)
+    if np.isnan(found.mean):
+        return Difference(reason=found.reason or _NO_VALUE)
     return _by_t(found.mean, error, freedom, reason, level)
 
 
@@ -155,6 +175,8 @@ def mean_change(first: Replicates, second: Replicates, unit: str, level: float) 
     The variances over patients are added; that over trainings is of their differences.
     """
     means = first.mean - second.mean
+    if np.isnan(means):
+        return Difference(reason=first.reason or second.reason or _NO_VALUE)
     apart = [
         part
         for side in (first, second)
@@ -190,8 +212,6 @@ def _added(parts: Sequence[tuple[float, float]]) -> tuple[float, float, str | No
 
 
 def _by_t(value: float, error: float, freedom: float, reason: str | None, level: float) -> Difference:
-    if np.isnan(value):
-        return Difference(reason="n/a because a training has no value")
     if reason is not None:
         return Difference(reason=reason)
     reach = float(stats.t.ppf((1 + level) / 2, freedom)) * error

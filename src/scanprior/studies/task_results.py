@@ -229,10 +229,7 @@ class TaskResults:
         rows = [[sorted(cell.steps).index(seed) for seed in seeds] for cell in (mine, base)]
         if not self.segments:
             one, two = (cell.found[evaluation][key] for cell in (mine, base))
-            return (
-                Replicates(one.values[rows[0]], one.spread[rows[0]], one.patients),
-                Replicates(two.values[rows[1]], two.spread[rows[1]], two.patients),
-            )
+            return one.of(rows[0]), two.of(rows[1])
         tables = [mine.tables[evaluation][row] for row in rows[0]]
         tables += [base.tables[evaluation][row] for row in rows[1]]
         names = [cell.steps[seed].name for cell in (mine, base) for seed in seeds]
