@@ -67,6 +67,18 @@ def test_a_clean_set_is_clean(planted: Planted) -> None:
     assert audit.summary["splits"] == {"train": 20, "val": 10, "test": 10} and audit.summary["patients"] == 40
 
 
+def test_images_without_a_patient_are_counted(planted: Planted) -> None:
+    planted.rows[3]["patient"] = None
+    planted.rows[7].pop("patient")
+    (problem,) = check(planted.manifest(), workers=0).problems
+    assert problem.kind == "without_patient" and problem.count == 2
+    assert problem.message.startswith("2 of 40 images have no patient")
+    for row in planted.rows:
+        row.pop("patient", None)
+    (problem,) = check(planted.manifest(), workers=0).problems
+    assert problem.count == 40 and problem.message.startswith("no image has a patient")
+
+
 def test_equal_pixels_are_found_in_any_format(planted: Planted) -> None:
     pixels = scene(0)
     planted.add("copy.bmp", pixels, patient="p0", split="train", label="a")

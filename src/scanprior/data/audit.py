@@ -61,7 +61,13 @@ class Audit:
     @cached_property
     def problems(self) -> list[Problem]:
         """All of it in sentences, the gravest first."""
-        found = [*_leaks(self), *_broken(self), *_doubled(self), *_label_problems(self)]
+        found = [
+            *_leaks(self),
+            *_broken(self),
+            *_doubled(self),
+            *_patient_problems(self),
+            *_label_problems(self),
+        ]
         return sorted(found, key=lambda problem: SEVERITIES.index(problem.severity))
 
     @property
@@ -157,6 +163,20 @@ def _doubled(audit: Audit) -> Iterator[Problem]:
                 f"{_many(several, 'set', 'sets')} of {words} belong to several patients: {_examples(several)}"
             )
             yield Problem(f"{kind}_several_patients", "warning", message, len(several))
+
+
+def _patient_problems(audit: Audit) -> Iterator[Problem]:
+    images, without = audit.summary["images"], audit.summary["without_patient"]
+    if not without:
+        return
+    told = "no image has a" if without == images else f"{without:,} of {images:,} images have no"
+    yield Problem(
+        "without_patient",
+        "note",
+        f"{told} patient, so each of them counts as a patient of its own and images of one person can come into "
+        "several splits; name the column with data.patient_column, or fill it",
+        without,
+    )
 
 
 def _label_problems(audit: Audit) -> Iterator[Problem]:

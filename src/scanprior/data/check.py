@@ -180,6 +180,7 @@ def _summary(frame: pd.DataFrame, table: pd.DataFrame) -> dict[str, Any]:
         "images": len(frame),
         "readable": len(fine),
         "patients": int(frame["patient"].nunique()) if "patient" in frame.columns else None,
+        "without_patient": int(frame["patient"].isna().sum()) if "patient" in frame.columns else len(frame),
         "splits": {name: int((frame["split"] == name).sum()) for name in SPLITS}
         if "split" in frame.columns
         else {},
