@@ -5,6 +5,11 @@ The command line prints the message alone and exits with code 2; ``--debug`` add
 
 from __future__ import annotations
 
+import errno
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of the system's errors that mean: no space is left."""
+
 
 class ScanpriorError(Exception):
     """Base of every error that the user, not the program, can mend."""
@@ -49,3 +54,16 @@ class RunError(ScanpriorError):
 
 class TrainingError(ScanpriorError):
     """Training cannot go on (a loss that is not finite, no data, a full disk)."""
+
+
+def system_sentence(error: OSError) -> str | None:
+    """Return what the user is told of an error of the system: the file, the reason, and what to do.
+
+    None where it names no file and is no full disk: then it is a fault of the program.
+    """
+    reason = (error.strerror or str(error)).lower()
+    full = error.errno in FULL
+    if error.filename is None and not full:
+        return None
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return f"{where}{reason}{'; free some and run this again' if full else ''}"

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from scanprior import __version__
 from scanprior.config import dump_yaml, load_yaml
 from scanprior.errors import RunError
+from scanprior.files import write_text
 
 FORMAT = 1
 """Version of the layout of ``model.json``; a run of a greater one is refused."""
@@ -74,9 +75,7 @@ class Run:
                 return cls(path, {})
             _remove_run(path)
         path.mkdir(parents=True, exist_ok=True)
-        part = begun.with_name("config.yaml.part")
-        part.write_text(dump_yaml(config))
-        part.replace(begun)
+        write_text(begun, dump_yaml(config))
         return cls(path, {})
 
     @staticmethod
@@ -126,9 +125,7 @@ class Run:
     def finish(self, card: dict[str, Any]) -> None:
         """Write ``model.json``, the last file of a run: a run with it is finished."""
         self.card = card
-        part = self.path / "model.json.part"
-        part.write_text(json.dumps(card, indent=2))
-        part.replace(self.path / "model.json")
+        write_text(self.path / "model.json", json.dumps(card, indent=2))
 
     @staticmethod
     def finished(path: Path) -> bool:

@@ -100,5 +100,6 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(
 
     monkeypatch.setattr("pandas.DataFrame.to_csv", full)
     image = next((phantoms / "images").rglob("*.png"))
-    assert "no space left" in refused("predict", finetuned.path, image, "--out", out)
+    said = refused("predict", finetuned.path, image, "--out", out)
+    assert said == f"{out}: no space left on device; free some and run this again"
     assert out.read_text() == "the table before\n" and list(tmp_path.iterdir()) == [out]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +127,18 @@ def test_broken_training_images_are_left_out_and_listed(
     assert not any(Path(name).name in bad for name in used(run, "train"))
     page = api.report(run.path).read_text()
     assert all(name in page for name in bad)
+
+
+def test_a_place_that_cannot_be_written_is_refused_at_the_start(
+    finetuned: Run, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "folder.csv").mkdir()
+    missing = tmp_path / "no such image.png"  # is only looked for later
+    said = refused("predict", finetuned.path, missing, "--out", tmp_path / "file" / "deep" / "p.csv")
+    assert f"{tmp_path / 'file'} is a file, and no folder can be made in it" in said
+    assert "a folder is here" in refused("predict", finetuned.path, missing, "--out", tmp_path / "folder.csv")
+    said = refused("predict", finetuned.path, missing, "--out", "/proc/p.csv")
+    assert said.startswith("--out /proc/p.csv: /proc cannot be written to")
+    assert "no such file" in refused("predict", finetuned.path, missing, "--out", tmp_path / "new" / "p.csv")
+    assert not (tmp_path / "new").exists()

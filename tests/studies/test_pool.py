@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scanprior.errors import DataError
+from scanprior.files import writing
 from scanprior.studies.pool import Pool
 
 
@@ -25,6 +27,9 @@ def go(errand: Errand) -> None:
         raise DataError("there is nothing to do")
     if errand.what == "break":
         raise ValueError("a line\nand another")
+    if errand.what == "fill":
+        with writing(errand.place / "table.csv"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if errand.what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if errand.what == "slow":
@@ -102,3 +107,8 @@ def threads_seen(errand: Errand) -> None:
         time.sleep(0.02)
     with (errand.place / "done").open("a") as stream:
         stream.write(f"{os.getpid()} {torch.get_num_threads()}\n")
+
+
+def test_a_full_disk_is_said_with_the_file_that_was_written(tmp_path: Path) -> None:
+    (end,) = Pool(go, 1).run([Errand("full", tmp_path, what="fill")], set())
+    assert end.error == f"{tmp_path / 'table.csv'}: no space left on device; free some and run this again"

@@ -26,6 +26,7 @@ from scanprior.errors import DataError, RunError
 from scanprior.evaluation import choose_thresholds, compare_masks
 from scanprior.evaluation import compare as compare_predictions
 from scanprior.evaluation import evaluate as evaluate_predictions
+from scanprior.files import replacing
 from scanprior.run import Run
 from scanprior.tasks.classify import Classifier
 from scanprior.tasks.segment import Segmenter
@@ -85,7 +86,8 @@ def evaluate_splits(
         for split in ("val", "test")
     ]
     together = pd.concat([table for table in tables if len(table)] or tables, ignore_index=True)
-    with_errors(together, images).to_parquet(run.path / "predictions.parquet", index=False)
+    with replacing(run.path / "predictions.parquet") as part:
+        with_errors(together, images).to_parquet(part, index=False)
     val, test = (labelled_only(table, model) for table in tables)
     if not len(val) and not len(test):
         return None

@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 
 from scanprior.engine import Reporter
-from scanprior.engine.checkpoint import replacing, write_text
 from scanprior.errors import DataError
+from scanprior.files import replacing, write_text
 from scanprior.run import Run
 
 OWN = ("test", "validation", "val", "train")

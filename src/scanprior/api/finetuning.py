@@ -24,6 +24,7 @@ from scanprior.encoders import create_encoder, load_weights, seed_drop_path
 from scanprior.engine import Reporter, Training
 from scanprior.engine.checkpoint import replace_weights
 from scanprior.errors import ConfigError
+from scanprior.files import replacing
 from scanprior.run import Run, describe
 from scanprior.tasks.classify import Classifier
 
@@ -169,7 +170,8 @@ def _card(run: Run, work: Work, preprocessing: Preprocessing, result: dict[str, 
     used.iloc[work.train], used.iloc[work.val] = "train", "val"
     used[frame["split"] == "test"] = "test"
     keep = [name for name in ("image", "patient", "source", "split", "pixels") if name in frame]
-    frame[keep].assign(used=used).to_parquet(run.path / "data.parquet", index=False)
+    with replacing(run.path / "data.parquet") as part:
+        frame[keep].assign(used=used).to_parquet(part, index=False)
     seen, notes = seen_in_pretraining(config.parent, frame)
     if (note := work.unused_note()) is not None:
         notes.append(note)

@@ -18,8 +18,8 @@ from scanprior.data.paths import absolute_reference, split_reference
 from scanprior.data.readers import read_reference
 from scanprior.data.transforms import Preprocessing, prepare_image, to_input
 from scanprior.engine import Reporter
-from scanprior.engine.checkpoint import replacing
 from scanprior.errors import DataError, ImageReadError
+from scanprior.files import replacing
 from scanprior.reporting.overlays import save_overlay
 from scanprior.run import Run
 from scanprior.tasks.segment import MaskClasses, Segmenter

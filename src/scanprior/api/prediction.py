@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
@@ -19,8 +20,8 @@ from scanprior.data.readers import read_reference
 from scanprior.data.readers.array import npz_members
 from scanprior.data.transforms import Preprocessing, prepare_image, to_input
 from scanprior.engine import Reporter
-from scanprior.engine.checkpoint import replacing
 from scanprior.errors import DataError, ImageReadError
+from scanprior.files import replacing
 from scanprior.run import Run
 
 
@@ -55,6 +56,8 @@ def predict(
         DataError: a path that does not exist, or no image found.
     """
     reporter = reporter or Reporter()
+    if out is not None:
+        check_place(Path(out))
     opened = Run.open(run)
     if opened.card["kind"] == "segment":
         if masks not in get_args(MaskForm):
@@ -65,6 +68,8 @@ def predict(
         )  # fmt: skip
     if out is not None and Path(out).suffix not in (".csv", ".parquet"):
         raise DataError(f"--out {out}: the ending decides the form; use .csv or .parquet")
+    if out is not None and Path(out).is_dir():
+        raise DataError(f"--out {out}: a folder is here; name a file in it")
     model, preprocessing = load_classifier(opened)
     references = _found(paths)
     made = []
@@ -90,6 +95,29 @@ def predict(
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         _save(table, Path(out))
     return table
+
+
+def check_place(out: Path) -> None:
+    """See before the work that its results can be written.
+
+    Raises:
+        DataError: the place lies in a file, or in a folder that cannot be written to.
+    """
+    folder = next(
+        place for place in (out if out.is_dir() else out.parent, *out.absolute().parents) if place.exists()
+    )
+    if not folder.is_dir():
+        raise DataError(
+            f"--out {out}: {folder} is a file, and no folder can be made in it; name another place"
+        )
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # rights alone do not say it: a disk may be read-only
+            pass
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise DataError(
+            f"--out {out}: {folder} cannot be written to ({reason}); name another place"
+        ) from None
 
 
 def _found(paths: str | Path | Sequence[str | Path]) -> list[str]:

@@ -24,6 +24,7 @@ from scanprior.data.transforms import Preprocessing
 from scanprior.encoders import create_encoder, load_weights
 from scanprior.engine import Reporter, Training
 from scanprior.errors import DataError
+from scanprior.files import replacing
 from scanprior.reporting.pictures import reconstruction_grid, save_png
 from scanprior.run import Run, describe
 
@@ -231,7 +232,8 @@ def _write(
     save_encoder(module.exported_encoder(), run.weights)
     seen = images.frame.iloc[rows]
     keep = [name for name in ("image", "patient", "source", "split", "pixels") if name in seen]
-    seen[keep].assign(used="pretrain").to_parquet(run.path / "data.parquet", index=False)
+    with replacing(run.path / "data.parquet") as part:
+        seen[keep].assign(used="pretrain").to_parquet(part, index=False)
     card = describe(
         "pretrain",
         config.engine.seed,

@@ -23,9 +23,9 @@ from scanprior.data.loader import evaluation_batches
 from scanprior.data.store import ImageStore, Rows, Sums
 from scanprior.data.transforms import Preprocessing
 from scanprior.engine import Reporter
-from scanprior.engine.checkpoint import replacing, write_text
 from scanprior.errors import DataError
 from scanprior.evaluation import MaskScorer, Scorer, drift_rows, shift_score
+from scanprior.files import replacing, write_text
 from scanprior.run import Run
 from scanprior.tasks.segment import Segmenter
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 from typing import Annotated, Any
 
 import typer
 
 from scanprior import __version__
-from scanprior.errors import ScanpriorError
+from scanprior.errors import ScanpriorError, system_sentence
 
 app = typer.Typer(
     name="scanprior",
@@ -33,10 +32,10 @@ def main() -> None:
             raise
         _fail(str(error))
     except OSError as error:
-        if debug or (error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT)):
+        sentence = system_sentence(error)
+        if debug or sentence is None:
             raise
-        reason = (error.strerror or str(error)).lower()
-        _fail(f"{error.filename}: {reason}" if error.filename else f"{reason}: free some and run this again")
+        _fail(sentence)
 
 
 def _fail(sentence: str) -> None:

@@ -53,7 +53,9 @@ def check(
     console.print(render(audit))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(audit.to_dict(), indent=1))
+        from scanprior.files import write_text
+
+        write_text(out, json.dumps(audit.to_dict(), indent=1))
         say(f"wrote {out}")
     if audit.leakage:
         say("leakage: results on this split would be too good; mend the split before training")

@@ -55,7 +55,9 @@ def compare(
     console.print(comparison_table(result))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1))
+        from scanprior.files import write_text
+
+        write_text(out, json.dumps(result, indent=1))
         say(f"wrote {out}")
     say(f"next: scanprior report {first}")
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from scanprior.errors import RunError, TrainingError, WeightsError
+from scanprior.files import replacing, write_text
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -147,18 +146,6 @@ def _restore_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Tensor])
         raise KeyError(f"the optimiser has no {next(iter(saved))}")
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a place beside ``path`` to write to, and rename it: ``path`` is the old file or the whole new one."""
-    part = path.with_name(path.name + ".part")
-    try:
-        yield part
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
 def save_weights(state: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write tensors as safetensors, flushed to disk; tensors that share memory are written apart."""
     save_file(
@@ -195,14 +182,6 @@ def replace_weights(state: dict[str, Tensor], path: Path, metadata: dict[str, st
         raise WeightsError(
             f"{path}: cannot be written ({error}); free some space on the disk and go on with --resume"
         ) from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically and flushed."""
-    with replacing(path) as part, part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scanprior.engine.settings import EngineConfig
 from scanprior.errors import ConfigError
+from scanprior.files import writing
 
 
 class Reporter:
@@ -98,14 +99,16 @@ class MetricsLog:
     def write(self, row: dict[str, Any]) -> None:
         """Write one row."""
         if self._file is not None:
-            self._file.write(json.dumps(row) + "\n")
+            with writing(self.path):
+                self._file.write(json.dumps(row) + "\n")
             for logger in self._loggers:
                 logger.write(row)
 
     def flush(self) -> None:
         """Put what was written onto the disk."""
         if self._file is not None:
-            self._file.flush()
+            with writing(self.path):
+                self._file.flush()
 
     def close(self) -> None:
         """Close the file and the loggers."""

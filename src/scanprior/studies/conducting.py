@@ -20,8 +20,8 @@ from scanprior.data.folder_lock import locked
 from scanprior.data.manifest import Manifest, describe
 from scanprior.data.phantom import write_phantoms
 from scanprior.engine import Reporter
-from scanprior.engine.checkpoint import write_text
 from scanprior.errors import ConfigError, DataError, RunError
+from scanprior.files import replacing, write_text, writing
 from scanprior.reporting.study_markdown import study_markdown
 from scanprior.reporting.study_page import gather, write_study_report
 from scanprior.studies.checks import check_budgets, check_columns, check_settings, check_starts, segments
@@ -103,7 +103,8 @@ def _write(results: Mapping[str, Any], folder: Path) -> None:
             for row in results[name]
         ]
         if rows:
-            pd.DataFrame(rows).to_csv(tables / f"{name}.csv", index=False)
+            with replacing(tables / f"{name}.csv") as part:
+                pd.DataFrame(rows).to_csv(part, index=False)
     page = gather(results)
     write_study_report(page, folder / "report.html")
     write_text(folder / "report.md", study_markdown(page))
@@ -207,7 +208,8 @@ def _prepared(
         learn = "masks"
     options = build(DataConfig, recipe.settings.get("data", {}))
     images = load([folder / "data" / f"{name}.parquet"], options, reporter, learn=learn, divide=learned)
-    images.frame[["image", "split"]].to_csv(folder / "data" / f"{name}-split.csv", index=False)
+    with replacing(folder / "data" / f"{name}-split.csv") as part:
+        images.frame[["image", "split"]].to_csv(part, index=False)
     check_budgets(recipe, name, images)
     spec = recipe.data[name]
     return {
@@ -254,7 +256,8 @@ def _run(recipe: Recipe, folder: Path, workers: int, reporter: Reporter) -> dict
     threads = max(1, (os.cpu_count() or 1) // workers)
     pool: Pool[Step] = Pool(execution, min(workers, max(left, 1)), threads)
     for number, outcome in enumerate(pool.run(steps, done), 1):
-        with (folder / "steps.jsonl").open("a") as stream:
+        log = folder / "steps.jsonl"
+        with writing(log), log.open("a") as stream:
             stream.write(json.dumps(asdict(outcome)) + "\n")
         if outcome.error is None:
             reporter.note(f"{number}/{left}  {outcome.name}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Protocol, TypeVar
 
-from scanprior.errors import ScanpriorError
+from scanprior.errors import ScanpriorError, system_sentence
 from scanprior.workers import end_with_parent, worker_context
 
 
@@ -184,5 +184,6 @@ def _serve(pipe: Connection, work: Callable[[Any], None], threads: int) -> None:
         except ScanpriorError as error:
             said = str(error)
         except Exception as error:  # whatever it is, it ends this step and no other
-            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            told = system_sentence(error) if isinstance(error, OSError) else None
+            said = told or f"{type(error).__name__}: {' '.join(str(error).split())}"
         pipe.send((said, round(time.perf_counter() - begun, 2)))
