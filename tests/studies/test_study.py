@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ import yaml
 from sklearn.metrics import roc_auc_score
 
 from scanprior.config import merge, nest
+from scanprior.console import ConsoleReporter
+from scanprior.data.phantom import PhantomConfig, write_phantoms
 from scanprior.errors import ConfigError, DataError, RunError
 from scanprior.reporting.formatting import number
 from scanprior.run import Run
@@ -210,7 +213,8 @@ def test_what_is_in_the_way_is_refused(tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     other = written(changed(lambda tree: tree.update(seeds=[5])), tmp_path / "other.yaml")
     with pytest.raises(
-        RunError, match=r"holds a study of another recipe: recipe.seeds was \[0\] and is \[5\]"
+        RunError,
+        match=r"a study of another recipe: recipe.seeds was \[0\] and is \[5\], and .*/seed0 is finished",
     ):
         study(other, out=out)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
@@ -360,3 +364,59 @@ def test_rows_are_kept_by_their_columns(tmp_path: Path) -> None:
     used = pd.read_parquet(tmp_path / "out" / "runs/screening/scratch/all/seed0/data.parquet")
     split = pd.read_csv(tmp_path / "out" / "data" / "ours-split.csv").set_index("image")["split"]
     assert used.set_index("image")["split"].to_dict() == split.to_dict()
+
+
+def trained(folder: Path) -> dict[Path, int]:
+    """Return the cards of the finished runs, and when they were written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("model.json")}
+
+
+def test_a_recipe_whose_fine_tunings_all_failed_can_be_mended(tmp_path: Path) -> None:
+    first = changed(lambda tree: tree["tasks"]["screening"].update(labels=["all"]))
+    study(written(first, tmp_path / "first.yaml"), out=tmp_path / "first", workers=1)
+    start = tmp_path / "first" / "runs/screening/scratch/all/seed0"
+    (start / "model.safetensors").write_bytes(b"damaged")
+    tree = copy.deepcopy(first)
+    tree["pretraining"] = copy.deepcopy({"mae": FULL["pretraining"]["mae"] | {"data": ["ours"]}})
+    tree["inits"] = {"scratch": {"start": str(start)}}
+    out = tmp_path / "out"
+    with pytest.raises(RunError, match="no fine-tuning succeeded"):
+        study(written(tree, tmp_path / "r.yaml"), out=out, workers=1)
+    before = trained(out)
+    assert [path.parent.name for path in before] == ["mae"]
+    tree["inits"] = {"scratch": {}}
+    tree["tasks"]["screening"]["labels"] = [6]
+    results = study(written(tree, tmp_path / "r.yaml"), out=out, workers=1)
+    assert not results["failed"] and before.items() <= trained(out).items(), "the pretraining was done again"
+    # What only adds runs keeps those that are there; what would change one of them is refused, and it is named.
+    tree["seeds"] = [0, 1]
+    before = trained(out)
+    results = study(written(tree, tmp_path / "r.yaml"), out=out, workers=1)
+    assert before.items() <= trained(out).items() and len(results["efficiency"][0]["seeds"]) == 2
+    tree["pretraining"]["mae"]["settings"]["engine"] = {"steps": 3}
+    with pytest.raises(
+        RunError,
+        match=r"engine was None .* pretrained/mae is finished .* delete \S+out/pretrained/mae$",
+    ):
+        study(written(tree, tmp_path / "r.yaml"), out=out, workers=1)
+
+
+def test_a_table_that_has_changed_since_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = PhantomConfig.model_validate(SMALL["data"]["ours"]["phantom"])
+    source = write_phantoms(tmp_path / "source", made, workers=0)
+    tree = changed(lambda tree: tree["data"]["ours"].pop("phantom"))
+    tree["tasks"]["screening"]["labels"] = [6]
+    recipe, out, data = written(tree, tmp_path / "r.yaml"), tmp_path / "out", {"ours": source}
+    assert not study(recipe, out=out, data=data, workers=1)["warnings"]
+    before = trained(out)
+    table = pd.read_csv(source / "labels.csv")
+    table.iloc[1:].to_csv(source / "labels.csv", index=False)
+    for _ in range(2):  # as long as it is so
+        results = study(recipe, out=out, data=data, workers=1, reporter=ConsoleReporter())
+        (warning,) = results["warnings"]
+        assert "has changed since the study began" in warning and warning in capsys.readouterr().out
+    assert trained(out) == before
+    shutil.rmtree(out / "runs")  # nothing rests on the old table now
+    results = study(recipe, out=out, data=data, workers=1, reporter=ConsoleReporter())
+    assert results["data"]["ours"]["images"] == len(table) - 1 and not results["warnings"]
+    assert "ours: it has changed since the study began, and is read again" in capsys.readouterr().out

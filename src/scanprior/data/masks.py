@@ -74,7 +74,7 @@ class MaskValues:
     @property
     def counts(self) -> NDArray[np.int64]:
         """(n,) how many values besides 0 each mask holds."""
-        return self.present[:, 1:].sum(axis=1, dtype=np.int64)
+        return np.asarray(self.present[:, 1:].sum(axis=1, dtype=np.int64))
 
     def file_with(self, value: int) -> str:
         """Return the first mask that holds a value."""

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from scanprior.api.settings import DataConfig
 from scanprior.api.sources import Learn, load, read_manifest
-from scanprior.config import Tree, build, load_yaml, merge
+from scanprior.config import build, merge
 from scanprior.data.folder_lock import locked
 from scanprior.data.manifest import Manifest, describe
 from scanprior.data.phantom import write_phantoms
@@ -29,9 +28,8 @@ from scanprior.studies.execution import Execution
 from scanprior.studies.plan import Step, pretraining_data, steps_of, training_data
 from scanprior.studies.pool import Pool
 from scanprior.studies.recipe import DataSpec, Recipe, read_recipe
+from scanprior.studies.resuming import settle
 from scanprior.studies.summary import summarise
-
-_OF_REPORT = ("title", "question", "resamples", "level")
 
 
 def study(
@@ -73,7 +71,7 @@ def study(
     _check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        _same_recipe(folder, wanted, data or {})
+        changed = settle(folder, wanted, data or {}, reporter)
         manifests = {
             name: _indexed(folder, name, spec, wanted, (data or {}).get(name), reporter)
             for name, spec in wanted.data.items()
@@ -85,6 +83,7 @@ def study(
         failed = _run(wanted, folder, count, reporter)
         reporter.note("gathering the results")
         results: dict[str, Any] = summarise(wanted, folder, sources, failed)
+        results["warnings"] += changed
         _write(results, folder)
     return results
 
@@ -131,47 +130,6 @@ def _check_folder(folder: Path) -> None:
         raise RunError(f"{folder}: a file is here; name a folder for the study")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "study.yaml").exists():
         raise RunError(f"{folder}: the folder is not empty and holds no study; choose another --out")
-
-
-def _same_recipe(folder: Path, recipe: Recipe, data: Mapping[str, str | Path]) -> None:
-    """Write what the study is, or see that it is the same as before."""
-    places = {name: str(Path(path).resolve()) for name, path in data.items()}
-    tree: Tree = {"recipe": recipe.model_dump(mode="json"), "data": places}
-    file = folder / "study.yaml"
-    before = load_yaml(file) if file.exists() else None
-    difference = None if before is None else next(_differences(_of_runs(before), _of_runs(tree)), None)
-    begun = any((folder / part).exists() for part in ("pretrained", "tuning", "runs", "shift"))
-    if difference is None or not begun:
-        if difference is not None:  # nothing was trained yet: a recipe that was mended takes its place
-            shutil.rmtree(folder / "data", ignore_errors=True)
-        write_text(file, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
-        return
-    place, old, new = difference
-    raise RunError(
-        f"{folder}: holds a study of another recipe: {place} was {old!r} and is {new!r}; give the same recipe and "
-        "data, or choose another --out"
-    )
-
-
-def _of_runs(tree: Tree) -> Tree:
-    """Return what decides how the runs are made; the rest only says how they are summed up."""
-    recipe = {key: value for key, value in tree["recipe"].items() if key not in _OF_REPORT}
-    tasks = {
-        name: {key: value for key, value in task.items() if key not in ("metrics", "subgroups")}
-        for name, task in recipe["tasks"].items()
-    }
-    data = {name: {**spec, "about": None} for name, spec in recipe["data"].items()}
-    return {"recipe": {**recipe, "tasks": tasks, "data": data}, "data": tree["data"]}
-
-
-def _differences(before: Any, now: Any, place: str = "") -> Any:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in {**before, **now}:
-            yield from _differences(
-                before.get(name), now.get(name), f"{place}.{name}" if place else str(name)
-            )
-    elif before != now:
-        yield place, before, now
 
 
 def _indexed(
