@@ -7,7 +7,7 @@ and prints every ratio with its target. One module a benchmark; each has ``run(s
 from __future__ import annotations
 
 NAMES = (
-    "startup", "reading", "corruption", "drifts", "bootstrap", "surfaces", "mae_step", "finetuning", "pretraining",
-    "segmentation", "studies", "memory",
+    "startup", "reading", "corruption", "drifts", "bootstrap", "surfaces", "mae_step", "guidance",
+    "masked_convnext", "finetuning", "pretraining", "segmentation", "studies", "memory",
 )  # fmt: skip
 """The benchmarks, in the order they run."""

@@ -82,6 +82,8 @@ def test_equal_work_is_checked() -> None:
         "bootstrap",
         "surfaces",
         "mae_step",
+        "guidance",
+        "masked_convnext",
         "finetuning",
         "segmentation",
         "studies",
