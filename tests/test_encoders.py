@@ -289,3 +289,40 @@ def test_no_pickle_in_the_tree(tmp_path: Path):
     encoder = make()
     save_file(encoder.state_dict(), tmp_path / "w.safetensors")  # refuses tensors that share or stride memory
     assert all(key.startswith("net.") for key in encoder.state_dict())
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "resnet18", "convnextv2_atto", "convnext_atto", "tf_efficientnet_lite0"]
+)
+def test_norm_only_training_changes_the_normalisation_layers_alone(name: str) -> None:
+    size = {"patch_size": 16, "depth": 1} if name.startswith("vit") else {}
+    made = create_encoder(EncoderConfig.model_validate({"name": name, **size}), size=32, channels=1, seed=0)
+    made.restrict("norm")
+    made.train()
+    before = {key: value.clone() for key, value in made.named_parameters()}
+    optimizer = torch.optim.SGD((p for p in made.parameters() if p.requires_grad), lr=0.1)
+    made(
+        torch.randn(3, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    ).pooled.square().sum().backward()
+    optimizer.step()
+    changed = {key for key, value in made.named_parameters() if not torch.equal(value, before[key])}
+    words = ("norm", "bn", "grn", "downsample.1", "downsample.0", "stem.1")
+    assert changed and all(any(word in key for word in words) for key in changed), changed
+    vectors = {key for key, value in before.items() if value.ndim == 1 and ("norm" in key or "bn" in key)}
+    trained = {key for key, value in made.named_parameters() if value.requires_grad}
+    assert vectors <= trained
+    assert made.training  # running statistics go on
+
+
+def test_a_fixed_encoder_stays_in_evaluation_mode_and_without_gradients() -> None:
+    made = create_encoder(EncoderConfig(name="resnet18"), size=32, channels=1, seed=0)
+    made.restrict("none")
+    whole = torch.nn.Sequential(made).train()
+    assert whole.training and not any(part.training for part in made.modules())
+    assert not any(weight.requires_grad for weight in made.parameters())
+
+
+def test_norm_only_needs_normalisation_layers() -> None:
+    made = create_encoder(EncoderConfig(name="vgg11"), size=32, channels=1, seed=0)
+    with pytest.raises(ConfigError, match="vgg11 has no normalisation layers"):
+        made.restrict("norm")

@@ -104,7 +104,9 @@ def test_probabilities(kind: Kind) -> None:
 
 
 def test_a_frozen_encoder_gets_no_gradient_and_stays_in_evaluation_mode() -> None:
-    model = classifier(freeze=True).train()
+    model = classifier()
+    model.encoder.restrict("none")
+    model.train()
     model(batch(torch.tensor([0, 1, 2])))["loss"].backward()
     assert not model.encoder.training and model.head.training
     assert all(p.grad is None for p in model.encoder.parameters())
@@ -132,7 +134,7 @@ def test_a_linear_probe_is_logistic_regression(kind: Kind) -> None:
     findings = (features[:, :3] > 1).astype(np.float64)
     findings[:10, 0] = np.nan
     targets = classes.astype(np.float64) if kind == "multiclass" else findings
-    model = classifier(kind, freeze=True)
+    model = classifier(kind)
     tensor = torch.from_numpy(features).float()
     result = fit_linear_probe(model, tensor[:60], targets[:60], tensor[60:], targets[60:], measure)
     found = probabilities(model.head(tensor), kind).detach().numpy()
@@ -153,7 +155,7 @@ def test_a_linear_probe_is_logistic_regression(kind: Kind) -> None:
 def test_two_class_probe_orders_the_classes_rightly() -> None:
     features = torch.randn(60, 32, generator=keyed.generator(1))
     targets = (features[:, 0] > 0).double().numpy()
-    model = Classifier(encoder(), ["no", "yes"], "multiclass", ClassifyConfig(freeze=True))
+    model = Classifier(encoder(), ["no", "yes"], "multiclass", ClassifyConfig())
     fit_linear_probe(model, features, targets, features[:0], targets[:0], measure)
     found = probabilities(model.head(features), "multiclass").detach().numpy()
     assert ((found[:, 1] > 0.5) == (targets > 0.5)).mean() > 0.9

@@ -115,7 +115,11 @@ def plan_finetuning(
         )  # nothing has been learned that a small rate could keep
     if probe:
         layers.append(
-            {"task": {"name": "classify", "head": probe, "freeze": True}, "augment": {"preset": "none"}}
+            {
+                "task": {"name": "classify", "head": probe},
+                "adapt": {"train": "none"},
+                "augment": {"preset": "none"},
+            }
         )
     settled = finetune_config(*layers)
     if getattr(settled.task, "head", None) == "knn" and not probe:
@@ -142,6 +146,7 @@ def _network(work: Work, config: FinetuneConfig, preprocessing: Preprocessing, b
         if base is not None:
             load_weights(encoder, base.weights)
         seed_drop_path(encoder, config.engine.seed)
+        encoder.restrict(config.adapt.train)
         return work.network(encoder)
 
 

@@ -154,6 +154,7 @@ def _module(config: PretrainConfig, preprocessing: Preprocessing) -> objectives.
         encoder = create_encoder(config.encoder, size=preprocessing.size, channels=preprocessing.channels)
         if config.parent is not None:
             load_weights(encoder, Run.open(config.parent).weights)
+        encoder.restrict(config.adapt.train)
         method = objectives.get(config.objective.name)  # type: ignore[attr-defined]
         settings = method.Config.model_validate(config.objective.model_dump(exclude={"name"}))
         return method(encoder, settings, seed=config.engine.seed)

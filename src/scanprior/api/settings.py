@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, SerializeAsAny, create_model, field_valid
 from scanprior import objectives
 from scanprior.config import Config, Tree, build, load_yaml, merge, nest, parse_settings
 from scanprior.data.transforms import Augmentation, preset_names, presets
-from scanprior.encoders import EncoderConfig
+from scanprior.encoders import EncoderConfig, Trained
 from scanprior.engine import EngineConfig
 from scanprior.errors import ConfigError
 from scanprior.tasks.classify import ClassifyConfig
@@ -125,6 +125,16 @@ class ProbeConfig(Config):
     source: str | None = Field(None, description="name of the source; empty = the first with labels")
 
 
+class AdaptConfig(Config):
+    """What of the encoder is changed."""
+
+    train: Trained = Field(
+        "all",
+        description="weights of the encoder that are trained: all; norm, those of its normalisation layers; none, the "
+        "head or decoder alone",
+    )
+
+
 class PretrainConfig(Config):
     """Everything about a pretraining run."""
 
@@ -133,11 +143,19 @@ class PretrainConfig(Config):
     parent: str | None = Field(None, description="the run whose encoder is the starting point")
     data: DataConfig
     encoder: EncoderConfig
+    adapt: AdaptConfig
     objective: SerializeAsAny[BaseModel]
     augment: AugmentConfig
     engine: EngineConfig
     pictures: int = Field(8, ge=0, description="pictures of reconstructions over the whole run")
     probe: ProbeConfig
+
+    @field_validator("adapt")
+    @classmethod
+    def _something_learned(cls, value: AdaptConfig) -> AdaptConfig:
+        if value.train == "none":
+            raise ValueError("train: none would pretrain nothing of the encoder; use all or norm")
+        return value
 
 
 class FinetuneConfig(Config):
@@ -148,6 +166,7 @@ class FinetuneConfig(Config):
     parent: str | None = Field(None, description="the run whose encoder is the starting point")
     data: DataConfig
     encoder: EncoderConfig
+    adapt: AdaptConfig
     labels: LabelsConfig
     task: SerializeAsAny[BaseModel]
     augment: AugmentConfig

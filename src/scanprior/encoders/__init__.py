@@ -1,6 +1,6 @@
 """Encoders: any timm network as image → tokens, feature pyramid, pooled vector."""
 
-from scanprior.encoders.base import Encoder, EncoderConfig, Features
+from scanprior.encoders.base import Encoder, EncoderConfig, Features, Trained
 from scanprior.encoders.drop_path import KeyedDropPath, sample_positions, seed_drop_path
 from scanprior.encoders.masked_convnext import MaskedConvNext
 from scanprior.encoders.timm_encoder import ConvEncoder, VitEncoder, create_encoder
@@ -14,6 +14,7 @@ __all__ = [
     "KeyedDropPath",
     "LoadReport",
     "MaskedConvNext",
+    "Trained",
     "VitEncoder",
     "create_encoder",
     "load_weights",

@@ -8,6 +8,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from scanprior.errors import ConfigError
+
+Trained = Literal["all", "norm", "none"]
+"""Which weights of an encoder a training changes."""
+
 
 class EncoderConfig(BaseModel):
     """Which network, with which weights."""
@@ -62,6 +67,7 @@ class Encoder(nn.Module):
         stride: pixels of a token's side: the patch size or the total stride.
         num_prefix_tokens: class and register tokens before the patch tokens (0 in the conv family).
         depth: number of blocks of a ViT, number of stages else.
+        fixed: whether nothing of it is trained.
     """
 
     name: str
@@ -73,6 +79,36 @@ class Encoder(nn.Module):
     stride: int
     num_prefix_tokens: int
     depth: int
+    fixed = False
+
+    def restrict(self, trained: Trained) -> None:
+        """Let a training change all weights, those of normalisation layers alone, or none.
+
+        A normalisation layer is one whose class is called so: PyTorch's and timm's, response norms among them.
+        An encoder of which nothing is trained stays in evaluation mode: no stochastic depth, and no running
+        statistics that change.
+
+        Raises:
+            ConfigError: the network has no weights of that kind.
+        """
+        if trained == "all":
+            return
+        self.requires_grad_(False)
+        self.fixed = trained == "none"
+        if trained == "norm":
+            layers = [layer for layer in self.modules() if "norm" in type(layer).__name__.lower()]
+            found = [weight for layer in layers for weight in layer.parameters(recurse=False)]
+            if not found:
+                raise ConfigError(
+                    f"adapt.train: norm: {self.name} has no normalisation layers with weights; use all or none"
+                )
+            for weight in found:
+                weight.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Set the mode."""
+        super().train(mode and not self.fixed)
+        return self
 
     def forward(self, images: Tensor) -> Features:
         """Encode images (B, channels, size, size)."""

@@ -31,7 +31,6 @@ class ClassifyConfig(Config):
     )
     uncertain: Uncertain = Field("ignore", description="labels of -1: left out, taken as 0, as 1, or as soft")
     soft_range: tuple[float, float] = Field((0.55, 0.85), description="uncertain=soft draws the target here")
-    freeze: bool = Field(False, description="train the head only")
     neighbours: int = Field(20, gt=0, description="head=knn: neighbours that vote")
     temperature: float = Field(0.07, gt=0, description="head=knn: softmax temperature of their similarity")
 
@@ -130,15 +129,6 @@ class Classifier(nn.Module):
             self.head = LinearHead(encoder.dim, len(classes), config.dropout, seed)
         weights = torch.ones(len(classes)) if class_weights is None else class_weights
         self.register_buffer("class_weights", weights)
-        if config.freeze or config.head == "knn":
-            encoder.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> Classifier:
-        """Set the mode; a frozen encoder stays in evaluation mode."""
-        super().train(mode)
-        if self.config.freeze:
-            self.encoder.eval()
-        return self
 
     def logits(self, images: Tensor, positions: Tensor | None = None) -> Tensor:
         """Map normalised images (B, C, S, S) to logits (B, classes)."""

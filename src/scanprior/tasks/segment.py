@@ -36,7 +36,6 @@ class SegmentConfig(Config):
     )
     dice_weight: float = Field(1.0, ge=0, description="of the Dice loss")
     ce_weight: float = Field(1.0, ge=0, description="of the (binary) cross-entropy")
-    freeze: bool = Field(False, description="train the decoder only")
 
 
 class MaskClasses:
@@ -195,15 +194,6 @@ class Segmenter(nn.Module):
             lambda_dice=config.dice_weight, lambda_ce=config.ce_weight,
         )  # fmt: skip
         self._layers: dict[str, int] | None = None
-        if config.freeze:
-            encoder.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> Segmenter:
-        """Set the mode; a frozen encoder stays in evaluation mode."""
-        super().train(mode)
-        if self.config.freeze:
-            self.encoder.eval()
-        return self
 
     def logits(self, images: Tensor) -> Tensor:
         """Map normalised images (B, C, S, S) to logits (B, channels, S, S)."""
