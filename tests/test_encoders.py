@@ -222,24 +222,40 @@ def test_weights_of_another_network_are_refused(tmp_path):
     refuse(make(embed_dim=96).net.state_dict(), "has shape .* needs")
     refuse({**state, "blocks.0.surprise": torch.ones(1)}, "has blocks.0.surprise too many")
     refuse(make("resnet18").net.state_dict(), "not weights of")
-    refuse({"w": torch.ones(1)}, "lacks")
+    refuse({"w": torch.ones(1)}, "it holds 1, the network 30")
 
 
-def test_efficientnet_lite_layout_is_matched_by_order_and_shape(tmp_path):
-    """The original layout, made here from timm's tensors under the original naming scheme."""
-    net = timm.create_model("tf_efficientnet_lite0")
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "convnext_atto", "resnet18"])
+def test_other_names_in_the_same_order_are_matched(name, tmp_path):
+    """As the original layout of EfficientNet-Lite, made here from timm's tensors."""
+    net = timm.create_model(name)
+    head = {"conv_stem.weight": "_conv_stem", "classifier.weight": "_fc", "classifier.bias": "_fc"}
     original = {}
     for i, (key, value) in enumerate(net.state_dict().items()):
-        kind = key.rsplit(".", 1)[1]
-        name = {"conv_stem.weight": "_conv_stem", "classifier.weight": "_fc", "classifier.bias": "_fc"}
-        original[f"{name.get(key, f'_blocks.{i}')}.{kind}"] = value
-    torch.save(original, tmp_path / "lite.pth")
-    encoder = make("tf_efficientnet_lite0", channels=3, weights=str(tmp_path / "lite.pth")).eval()
+        other = "fc" if key.startswith(("fc.", "head.fc")) else f"_blocks.{i}"
+        original[f"{head.get(key, other)}.{key.rsplit('.', 1)[1]}"] = value
+    torch.save(original, tmp_path / "other.pth")
+    encoder = make(name, channels=3).eval()
+    report = load_weights(encoder, tmp_path / "other.pth")
+    assert report.by_order and "by order and shape" in str(report) and not report.missing
     images = torch.randn(1, 3, 32, 32)
-    expected = net.eval().forward_features(images)
-    torch.testing.assert_close(encoder.net.forward_features(images), expected)
-    with pytest.raises(WeightsError, match=r"use encoder\.name tf_efficientnet_lite0"):
-        make("tf_efficientnet_lite1", channels=3, weights=str(tmp_path / "lite.pth"))
+    torch.testing.assert_close(encoder.net.forward_features(images), net.eval().forward_features(images))
+    with pytest.raises(WeightsError, match=r"it holds \d+, the network \d+|stands where"):
+        make("tf_efficientnet_lite1", channels=3, weights=str(tmp_path / "other.pth"))
+    save_file({key: value.contiguous() for key, value in original.items()}, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match="keeps no order"):
+        load_weights(encoder, tmp_path / "other.safetensors")
+
+
+def test_other_names_in_another_order_are_refused(tmp_path):
+    state = timm.create_model("resnet18", num_classes=0).state_dict()
+    other = {f"part{i}.{key.rsplit('.', 1)[1]}": value for i, (key, value) in enumerate(state.items())}
+    keys = list(other)
+    first, second = (next(k for k in keys if other[k].shape == (width, width, 3, 3)) for width in (64, 128))
+    other[first], other[second] = other[second], other[first]
+    torch.save(other, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=rf"{first} \(128, 128, 3, 3\) stands where the network has"):
+        make("resnet18", channels=3, weights=str(tmp_path / "other.pth"))
 
 
 # ---- drop path

@@ -72,7 +72,7 @@ def finetune(
     if (note := work.unused_note()) is not None:
         session.reporter.note(note)
     preprocessing = _preprocessing(settled, images, base)
-    model = _network(work, settled, preprocessing, base)
+    model = _network(work, settled, preprocessing, base, session.reporter)
     training = None if probe else _training(model, work, session, preprocessing)
     session.create()
     if training is not None:
@@ -140,9 +140,13 @@ def _preprocessing(config: FinetuneConfig, images: Images, base: Run | None) -> 
     return Preprocessing.model_validate({**base.card["preprocessing"], **changed})
 
 
-def _network(work: Work, config: FinetuneConfig, preprocessing: Preprocessing, base: Run | None) -> nn.Module:
+def _network(
+    work: Work, config: FinetuneConfig, preprocessing: Preprocessing, base: Run | None, reporter: Reporter
+) -> nn.Module:
     with keyed.seeded(keyed.key(config.engine.seed, "initial weights")):
         encoder = create_encoder(config.encoder, size=preprocessing.size, channels=preprocessing.channels)
+        if encoder.loaded is not None:
+            reporter.note(f"encoder.weights: {encoder.loaded}")
         if base is not None:
             load_weights(encoder, base.weights)
         seed_drop_path(encoder, config.engine.seed)

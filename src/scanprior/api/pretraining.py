@@ -72,7 +72,7 @@ def pretrain(
         return Run.open(out)
     rows = training_rows(images, settled.data.transductive)
     preprocessing = images.preprocessing(settled.data, rows)
-    module = _module(settled, preprocessing)
+    module = _module(settled, preprocessing, session.reporter)
     source = TrainingSource(
         images.store,
         rows,
@@ -149,9 +149,11 @@ def _objective_name(layers: list[Tree]) -> tuple[str, list[Tree]]:
     return name, rest
 
 
-def _module(config: PretrainConfig, preprocessing: Preprocessing) -> objectives.Objective:
+def _module(config: PretrainConfig, preprocessing: Preprocessing, reporter: Reporter) -> objectives.Objective:
     with keyed.seeded(keyed.key(config.engine.seed, "initial weights")):
         encoder = create_encoder(config.encoder, size=preprocessing.size, channels=preprocessing.channels)
+        if encoder.loaded is not None:
+            reporter.note(f"encoder.weights: {encoder.loaded}")
         if config.parent is not None:
             load_weights(encoder, Run.open(config.parent).weights)
         encoder.restrict(config.adapt.train)

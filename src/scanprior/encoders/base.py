@@ -68,6 +68,7 @@ class Encoder(nn.Module):
         num_prefix_tokens: class and register tokens before the patch tokens (0 in the conv family).
         depth: number of blocks of a ViT, number of stages else.
         fixed: whether nothing of it is trained.
+        loaded: what became of the weights file it was made with, a sentence as ``str``; None without one.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Encoder(nn.Module):
     num_prefix_tokens: int
     depth: int
     fixed = False
+    loaded: object | None = None
 
     def restrict(self, trained: Trained) -> None:
         """Let a training change all weights, those of normalisation layers alone, or none.

@@ -56,7 +56,7 @@ def create_encoder(config: EncoderConfig, *, size: int, channels: int, seed: int
     key_drop_path(net, 0 if seed is None else seed)
     encoder = (VitEncoder if vit else ConvEncoder)(net, config, size=size, channels=channels)
     if config.weights:
-        load_weights(encoder, config.weights)
+        encoder.loaded = load_weights(encoder, config.weights)
     return encoder
 
 

@@ -68,6 +68,7 @@ class LoadReport:
         resized: those whose values were adapted: position embedding, patch size, input channels.
         left_out: keys of the file that are not of the encoder.
         missing: keys of the network that keep their first values.
+        by_order: whether the file has other names, and its tensors were taken in their order.
     """
 
     path: Path
@@ -75,9 +76,11 @@ class LoadReport:
     resized: tuple[str, ...]
     left_out: tuple[str, ...]
     missing: tuple[str, ...]
+    by_order: bool = False
 
     def __str__(self) -> str:
-        parts = [f"{len(self.loaded)} tensors loaded from {self.path}"]
+        how = " by order and shape, as the names are others" if self.by_order else ""
+        parts = [f"{len(self.loaded)} tensors loaded from {self.path}{how}"]
         for name in ("resized", "left_out", "missing"):
             if keys := getattr(self, name):
                 parts.append(f"{len(keys)} {name.replace('_', ' ')} ({_some(keys)})")
@@ -121,7 +124,9 @@ def load_weights(encoder: Encoder, path: str | Path) -> LoadReport:
     """Load a file's weights into an encoder, in place.
 
     Position embeddings and patch filters are resampled by timm's functions; a stem for three channels
-    is summed for one channel, and repeated and rescaled for others.
+    is summed for one channel, and repeated and rescaled for others. A file of other names is taken where its
+    tensors stand in the network's order, with its kinds (weight, bias, ...) and shapes throughout; that needs
+    a file that keeps the order, so no .safetensors.
 
     Raises:
         WeightsError: the file cannot be read, or is of another network: some key of the file or of
@@ -130,16 +135,19 @@ def load_weights(encoder: Encoder, path: str | Path) -> LoadReport:
     file = Path(path)
     net: Any = encoder.net
     own: dict[str, Tensor] = net.state_dict()
-    stored = _rename_efficientnet_lite(read_weights(file), own, file)
-    prefix = _prefix(stored, own, net)
+    stored = read_weights(file)
+    prefix = _prefix(stored, own, net, file)
+    by_order = prefix is None
+    if prefix is None:
+        stored, prefix = _named_by_order(stored, own, file, net), ""
     inside = {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
     left_out = [key for key in stored if not key.startswith(prefix)]
 
     before = {key: value.shape for key, value in inside.items()}
     state = _convert(inside, net, file)
     _adapt_stem(state, own, net)
-    heads = [key for key in state if key not in own and key.split(".")[0].startswith(NOT_ENCODER)]
-    left_out += heads + [key for key in before if key not in state and key.startswith(NOT_ENCODER)]
+    heads = [key for key in state if key not in own and _is_head(key)]
+    left_out += heads + [key for key in before if key not in state and _is_head(key)]
     state = {key: value for key, value in state.items() if key not in heads}
 
     persistent = set(own)
@@ -158,7 +166,7 @@ def load_weights(encoder: Encoder, path: str | Path) -> LoadReport:
         raise WeightsError(f"{file}: not weights of {encoder.name} as configured: it {what}")
     net.load_state_dict(state, strict=False)
     resized = tuple(key for key in state if key in before and before[key] != state[key].shape)
-    return LoadReport(file, tuple(state), resized, tuple(left_out), tuple(missing))
+    return LoadReport(file, tuple(state), resized, tuple(left_out), tuple(missing), by_order)
 
 
 def _tensors(content: object, file: Path) -> dict[str, Tensor]:
@@ -177,15 +185,24 @@ def _tensors(content: object, file: Path) -> dict[str, Tensor]:
     raise WeightsError(f"{file}: holds no weights (a mapping of names to tensors)")
 
 
-def _prefix(stored: Mapping[str, Tensor], own: Mapping[str, Tensor], net: nn.Module) -> str:
-    """Return the prefix under which most of the network's keys are found; "" when none is better."""
+def _prefix(stored: dict[str, Tensor], own: Mapping[str, Tensor], net: nn.Module, file: Path) -> str | None:
+    """Return the prefix under which most of the network's keys are found; "" when none is better.
+
+    None where no key of the network is found, neither as it is nor by timm's own conversion.
+    """
 
     def found(prefix: str) -> int:
         return sum(prefix + key in stored for key in own)
 
     counts = {prefix: found(prefix) for prefix in ("", *PREFIXES)}
     best = max(counts, key=lambda prefix: counts[prefix])
-    return best if counts[best] > counts[""] else ""
+    if counts[best] > counts[""]:
+        return best
+    try:
+        known = counts[""] or any(key in own for key in _convert(stored, net, file))
+    except WeightsError:
+        known = False
+    return "" if known else None
 
 
 def _convert(state: dict[str, Tensor], net: nn.Module, file: Path) -> dict[str, Tensor]:
@@ -202,8 +219,7 @@ def _convert(state: dict[str, Tensor], net: nn.Module, file: Path) -> dict[str, 
 
 def _adapt_stem(state: dict[str, Tensor], own: Mapping[str, Tensor], net: Any) -> None:
     """Fit the filters of the first layer to the network's channels, keeping the sum over channels."""
-    first = net.pretrained_cfg.get("first_conv") or ()
-    for name in (first,) if isinstance(first, str) else first:
+    for name in _first_layers(net):
         key = f"{name}.weight"
         if key not in state or key not in own or state[key].ndim != 4:
             continue
@@ -214,29 +230,46 @@ def _adapt_stem(state: dict[str, Tensor], own: Mapping[str, Tensor], net: Any) -
             state[key] = state[key].repeat(1, wanted, 1, 1) / wanted
 
 
-def _rename_efficientnet_lite(
-    stored: dict[str, Tensor], own: Mapping[str, Tensor], file: Path
+def _named_by_order(
+    stored: dict[str, Tensor], own: Mapping[str, Tensor], file: Path, net: Any
 ) -> dict[str, Tensor]:
-    """Give timm's names to the original EfficientNet-lite layout, whose tensors are in timm's order.
+    """Give the network's names to tensors of other names, in the same order, of the same kinds and shapes.
 
     Raises:
-        WeightsError: the layout is recognised and does not match the network tensor by tensor.
+        WeightsError: their number, or the kind or shape of one of them, is not that of the network.
     """
-    if "_conv_stem.weight" not in stored or "conv_stem.weight" not in own:
-        return stored
-    body = {key: value for key, value in stored.items() if not key.startswith("_fc.")}
-    renamed = {key: value for key, value in stored.items() if key.startswith("_fc.")}
-    pairs = list(zip(body.items(), own.items(), strict=False))
-    for (key, value), (name, tensor) in pairs:
-        same_kind = key.rsplit(".", 1)[1] == name.rsplit(".", 1)[1]
-        same_shape = value.shape == tensor.shape or name == "conv_stem.weight"
-        if not (same_kind and same_shape and len(body) == len(own)):
+    stems = {f"{name}.weight" for name in _first_layers(net)}
+    heads = {key: value for key, value in stored.items() if _is_head(key)}
+    body = [(key, value) for key, value in stored.items() if key not in heads]
+    if len(body) != len(own) or file.suffix == ".safetensors":
+        reason = (
+            "this kind of file keeps no order"
+            if len(body) == len(own)
+            else f"it holds {len(body)}, the network {len(own)}"
+        )
+        raise WeightsError(
+            f"{file}: not weights of {type(net).__name__} as configured: none of its names is the network's (it has "
+            f"{_some([key for key, _ in body])}), and the tensors cannot be matched by order: {reason}"
+        )
+    for (key, value), (name, tensor) in zip(body, own.items(), strict=True):
+        same_kind = key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]
+        if not same_kind or (value.shape != tensor.shape and name not in stems):
             raise WeightsError(
-                f"{file}: {key} {tuple(value.shape)} stands where the network has {name}"
-                f" {tuple(tensor.shape)}; use encoder.name tf_efficientnet_lite0 for EfficientNet-lite0"
+                f"{file}: not weights of {type(net).__name__} as configured: its names are others, and {key} "
+                f"{tuple(value.shape)} stands where the network has {name} {tuple(tensor.shape)}; set encoder.name to "
+                "the network of the file"
             )
-        renamed[name] = value
-    return renamed
+    return {**heads, **dict(zip(own, (value for _, value in body), strict=True))}
+
+
+def _first_layers(net: Any) -> tuple[str, ...]:
+    """Return the names of the layers that see the image."""
+    first = net.pretrained_cfg.get("first_conv") or ()
+    return (first,) if isinstance(first, str) else tuple(first)
+
+
+def _is_head(key: str) -> bool:
+    return key.split(".")[0].startswith(NOT_ENCODER)
 
 
 def _some(keys: tuple[str, ...] | list[str]) -> str:
