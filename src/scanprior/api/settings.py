@@ -188,8 +188,15 @@ def pretrain_config(objective: str, *layers: Mapping[str, Any]) -> PretrainConfi
         name=(str, Field(objective, pattern=f"^{re.escape(objective)}$")),
     )
     whole = create_model("PretrainConfig", __base__=PretrainConfig, objective=(section, Field()))
-    base = {"data": {}, "encoder": {}, "objective": {}, "augment": {}, "engine": {"epochs": 100}, "probe": {}}
-    return build(whole, _with_preset(layered(base, nest(method.defaults), *layers)))
+    first = {"engine": {"epochs": 100}}
+    return build(
+        whole, _with_preset(layered(_sections(PretrainConfig), first, nest(method.defaults), *layers))
+    )
+
+
+def _sections(config: type[Config]) -> Tree:
+    """Return the sections of a configuration, each empty: what has no default of its own."""
+    return {name: {} for name, field in config.model_fields.items() if field.is_required()}
 
 
 FINETUNE_DEFAULTS: Tree = {
@@ -213,10 +220,7 @@ def finetune_config(*layers: Mapping[str, Any]) -> FinetuneConfig:
     Raises:
         ConfigError: an unknown task or key, or a wrong value.
     """
-    base: Tree = {
-        name: {} for name in FinetuneConfig.model_fields if name not in ("command", "sources", "parent")
-    }
-    tree = _with_preset(layered(base, FINETUNE_DEFAULTS, *layers))
+    tree = _with_preset(layered(_sections(FinetuneConfig), FINETUNE_DEFAULTS, *layers))
     task = tree["task"].get("name", "classify")
     if task not in TASKS:
         raise ConfigError(f"task.name: {task!r} is not known; choose one of {', '.join(TASKS)}")
