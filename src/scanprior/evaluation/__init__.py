@@ -1,6 +1,9 @@
 """How good predictions are, and how sure that is: metrics, intervals, comparisons."""
 
 from scanprior.evaluation.bootstrap import percentile_interval, resample_weights, two_sided_p
+from scanprior.evaluation.combination import FITTED as FITTED_METHODS
+from scanprior.evaluation.combination import METHODS as COMBINATION_METHODS
+from scanprior.evaluation.combination import Combination
 from scanprior.evaluation.compare import compare
 from scanprior.evaluation.delong import DeLong, delong
 from scanprior.evaluation.drift import drift_rows
@@ -28,10 +31,13 @@ from scanprior.evaluation.surface import hausdorff95, surface_distance
 from scanprior.evaluation.thresholds import choose_thresholds
 
 __all__ = [
+    "COMBINATION_METHODS",
+    "FITTED_METHODS",
     "LOWER_IS_BETTER",
     "MASK_METRICS",
     "METRICS",
     "UNBOUNDED",
+    "Combination",
     "DeLong",
     "MaskScorer",
     "Match",
