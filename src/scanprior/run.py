@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -133,21 +134,51 @@ class Run:
         return (Path(path) / "model.json").exists()
 
     @property
+    def is_ensemble(self) -> bool:
+        """Whether the run has no network of its own but names others as its members."""
+        return "ensemble" in self.card
+
+    def refuse_ensemble(self) -> None:
+        """Raise where one network is needed and the run is an ensemble.
+
+        Raises:
+            RunError: it is one; names its members.
+        """
+        if self.is_ensemble:
+            members = ", ".join(str(member) for member in self.members())
+            raise RunError(
+                f"{self.path}: an ensemble has no network of its own; name one of its members: {members}"
+            )
+
+    def members(self) -> list[Path]:
+        """Return the folders of the members of an ensemble; paths in its card start at its own folder."""
+        named = (self.path.resolve() / member["path"] for member in self.card["ensemble"]["members"])
+        return [Path(os.path.normpath(path)) for path in named]
+
+    @property
     def weights(self) -> Path:
         """Path of the weights."""
         return self.path / "model.safetensors"
 
     def fingerprint(self) -> str:
         """Return the first 16 hex digits of the SHA-256 of the weights."""
-        digest = hashlib.sha256()
-        with self.weights.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()[:16]
+        return _digest(self.weights)
+
+    def card_fingerprint(self) -> str:
+        """Return the first 16 hex digits of the SHA-256 of ``model.json``: preprocessing, classes and all."""
+        return _digest(self.path / "model.json")
 
     def config(self) -> dict[str, Any]:
         """Return the configuration the run was made with."""
         return load_yaml(self.path / "config.yaml")
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
 
 
 def describe(kind: str, seed: int, **parts: Any) -> dict[str, Any]:

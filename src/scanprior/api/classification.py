@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from scanprior import keyed
 from scanprior.api.evaluation import evaluate_splits
+from scanprior.api.predictor import Predictor
 from scanprior.api.settings import FinetuneConfig
 from scanprior.api.sources import Images
 from scanprior.api.work import Rows, Work
@@ -136,4 +137,5 @@ class Classification(Work):
     ) -> None:
         """Predict validation and test images, and evaluate."""
         assert isinstance(module, Classifier)
-        evaluate_splits(run, self.images, module, preprocessing, self.config.evaluation, reporter)
+        predictor = Predictor.of(module, preprocessing)
+        evaluate_splits(run, self.images, predictor, self.config.evaluation, reporter)

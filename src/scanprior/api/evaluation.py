@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,67 +12,38 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from scanprior.api.ensemble_results import members_section
 from scanprior.api.evaluation_files import Origin, check_name, evaluation_name, save_evaluation
 from scanprior.api.mask_results import evaluate_stored_masks
-from scanprior.api.models import load_classifier, load_segmenter
+from scanprior.api.models import load_predictor, load_segmenter
+from scanprior.api.prediction_tables import (
+    certain,
+    labelled_only,
+    predictions_table,
+    thresholds_from,
+    validation_predictions,
+    with_errors,
+)
+from scanprior.api.predictor import Predictor
 from scanprior.api.settings import DataConfig, EvaluationConfig
-from scanprior.api.sources import Images, Learn, load, renamed, side_columns
+from scanprior.api.sources import Images, Learn, add_forms, load, renamed
 from scanprior.config import build, merge, nest, parse_settings
-from scanprior.data.loader import evaluation_batches
 from scanprior.data.store import ImageStore
 from scanprior.data.transforms import Preprocessing
 from scanprior.engine import Reporter
 from scanprior.errors import DataError, RunError
-from scanprior.evaluation import choose_thresholds, compare_masks
 from scanprior.evaluation import compare as compare_predictions
+from scanprior.evaluation import compare_masks
 from scanprior.evaluation import evaluate as evaluate_predictions
 from scanprior.files import replacing
 from scanprior.run import Run
-from scanprior.tasks.classify import Classifier
 from scanprior.tasks.segment import Segmenter
-
-
-def predictions_table(
-    images: Images, rows: NDArray[np.int64], model: Classifier, preprocessing: Preprocessing, batch_size: int
-) -> pd.DataFrame:
-    """Predict stored images; one row each, with labels, side columns and ``prob:`` columns."""
-    frame = images.frame.iloc[rows].reset_index(drop=True)
-    found = model.predict(evaluation_batches(images.store, rows, preprocessing, batch_size))
-    table = pd.DataFrame({"image": frame["image"]})
-    table["patient"] = frame.get("patient")
-    if "source" in frame and frame["source"].nunique() > 1 and table["patient"].notna().any():
-        table["patient"] = frame["source"] + "/" + frame["patient"]  # one without a name stays without
-    findings = [] if model.kind == "multiclass" else model.classes
-    for name in side_columns(images):
-        table[name] = frame[name]
-    table["split"] = frame["split"]
-    if model.kind == "multiclass":
-        table["label"] = frame.get("label")
-    for name in findings:
-        table[f"label:{name}"] = frame.get(name, np.nan)
-    for number, name in enumerate(model.classes):
-        table[f"prob:{name}"] = found[:, number].astype(np.float64)
-    table["error"] = None
-    return table
-
-
-def with_errors(table: pd.DataFrame, images: Images, split: str | None = None) -> pd.DataFrame:
-    """Add a row with the reason for every image (of a split) that could not be read."""
-    rows = [
-        {"image": gone["image"], "split": gone.get("split"), "error": gone["reason"]}
-        for gone in images.store.audit["left_out"]
-        if split is None or gone.get("split") in (("val", "test") if split == "held-out" else (split,))
-    ]
-    if not rows:
-        return table
-    return pd.concat([table, pd.DataFrame(rows).reindex(columns=table.columns)], ignore_index=True)
 
 
 def evaluate_splits(
     run: Run,
     images: Images,
-    model: Classifier,
-    preprocessing: Preprocessing,
+    model: Predictor,
     config: EvaluationConfig,
     reporter: Reporter,
 ) -> dict[str, Any] | None:
@@ -81,10 +52,21 @@ def evaluate_splits(
     Thresholds are chosen on validation. Where there is no test image, validation is evaluated, and
     named so.
     """
-    tables = [
-        predictions_table(images, images.rows(split), model, preprocessing, config.batch_size)
-        for split in ("val", "test")
-    ]
+    val, test = (
+        predictions_table(images, images.rows(split), model, config.batch_size) for split in ("val", "test")
+    )
+    return evaluate_tables(run, images, (val, test), model, config, reporter)
+
+
+def evaluate_tables(
+    run: Run,
+    images: Images,
+    tables: tuple[pd.DataFrame, pd.DataFrame],
+    model: Predictor,
+    config: EvaluationConfig,
+    reporter: Reporter,
+) -> dict[str, Any] | None:
+    """Keep the predictions of validation and test images, and evaluate, as ``evaluate_splits`` says."""
     together = pd.concat([table for table in tables if len(table)] or tables, ignore_index=True)
     with replacing(run.path / "predictions.parquet") as part:
         with_errors(together, images).to_parquet(part, index=False)
@@ -98,37 +80,11 @@ def evaluate_splits(
     return write_evaluation(run, name, table, model, config, thresholds, fingerprint, reporter)
 
 
-def labelled_only(table: pd.DataFrame, model: Classifier) -> pd.DataFrame:
-    """Keep the rows with at least one label of the model."""
-    if model.kind == "multiclass":
-        return table[table["label"].isin(model.classes)].reset_index(drop=True)
-    known = table[[f"label:{name}" for name in model.classes]]
-    return table[(known.notna() & (known != -1)).any(axis=1)].reset_index(drop=True)
-
-
-def thresholds_from(val: pd.DataFrame, model: Classifier, config: EvaluationConfig) -> dict[str, Any] | None:
-    """Choose operating thresholds on labelled validation predictions; None where there are none."""
-    if not len(val):
-        return None
-    return choose_thresholds(
-        certain(val, model), rule=config.threshold, classes=model.classes, task=model.kind,
-        positive_class=config.positive_class,
-    )  # fmt: skip
-
-
-def certain(table: pd.DataFrame, model: Classifier) -> pd.DataFrame:
-    """Set uncertain labels (-1) to missing: they take no part in an evaluation."""
-    if model.kind == "multiclass":
-        return table
-    columns = {f"label:{name}": table[f"label:{name}"].replace(-1, np.nan) for name in model.classes}
-    return table.assign(**columns)
-
-
 def write_evaluation(
     run: Run,
     name: str,
     table: pd.DataFrame,
-    model: Classifier,
+    model: Predictor,
     config: EvaluationConfig,
     thresholds: dict[str, Any] | None,
     fingerprint: str,
@@ -152,6 +108,8 @@ def write_evaluation(
         seed=config.seed,
         level=config.level,
     )
+    if model.combination is not None:
+        result["ensemble"] = members_section(run, table, model, config, thresholds)
     return save_evaluation(run, name, table, result, origin or Origin(), reporter)
 
 
@@ -225,7 +183,7 @@ class Subject:
     """A fine-tuned run and the images it is to be looked at on.
 
     Attributes:
-        run, model, preprocessing: the run and what it holds.
+        run, model, preprocessing: the run and what it holds; of an ensemble, what its first member expects.
         images: all images of the data.
         rows: those of the split.
         split: train, val, test, held-out or all.
@@ -235,7 +193,7 @@ class Subject:
     """
 
     run: Run
-    model: Classifier | Segmenter
+    model: Predictor | Segmenter
     preprocessing: Preprocessing
     images: Images
     rows: NDArray[np.int64]
@@ -244,20 +202,22 @@ class Subject:
     data: str
     config: EvaluationConfig
 
-    def predictions(self, model: Classifier, store: ImageStore | None = None) -> pd.DataFrame:
-        """Predict the images that have a label; ``store`` = the same images, changed.
+    def predictions(
+        self, model: Predictor, change: Callable[[ImageStore], ImageStore] | None = None
+    ) -> pd.DataFrame:
+        """Predict the images that have a label; ``change`` gives the store of the same images, changed.
 
         Raises:
             DataError: there is none, or a label is no class of the run.
         """
-        images = self.images if store is None else replace(self.images, store=store)
-        table = predictions_table(images, self.rows, model, self.preprocessing, self.config.batch_size)
+        images = self.images if change is None else self.images.changed(change)
+        table = predictions_table(images, self.rows, model, self.config.batch_size)
         _check_labels(table, model, self.data)
         return labelled_only(table, model)
 
-    def thresholds(self, model: Classifier) -> dict[str, Any] | None:
+    def thresholds(self, model: Predictor) -> dict[str, Any] | None:
         """Return the operating thresholds that the run chose on its validation images."""
-        return thresholds_from(_validation_predictions(self.run, model), model, self.config)
+        return thresholds_from(validation_predictions(self.run, model), model, self.config)
 
 
 def open_subject(
@@ -275,7 +235,12 @@ def open_subject(
     kept = opened.config()
     sets = parse_settings(settings)
     config = build(EvaluationConfig, kept.get("evaluation", {}), sets.get("evaluation", {}))
-    model, preprocessing = load_segmenter(opened) if segments else load_classifier(opened)
+    model: Predictor | Segmenter
+    if segments:
+        model, preprocessing = load_segmenter(opened)
+    else:
+        model = load_predictor(opened)
+        preprocessing = model.preprocessing
     if data is None:
         sources, layers = kept["sources"], [kept["data"]]
     else:
@@ -286,6 +251,8 @@ def open_subject(
     learn: Learn = "masks" if segments else "labels"
     divide = data is None or split in ("train", "val", "test", "held-out")
     images = load(sources, data_config, reporter, learn=learn, divide=divide)
+    if isinstance(model, Predictor):
+        add_forms(images, sources, data_config, model.further_forms, reporter)
     if label_map:  # after the division, which is then the one that a training on these data makes
         images.frame = images.frame.assign(label=renamed(images.frame, label_map, str(data)))
     rows, said = choose_rows(images, split, own=data is None)
@@ -319,7 +286,7 @@ def choose_rows(images: Images, split: str | None, *, own: bool) -> tuple[NDArra
     return rows, split
 
 
-def _check_labels(table: pd.DataFrame, model: Classifier, data: str) -> None:
+def _check_labels(table: pd.DataFrame, model: Predictor, data: str) -> None:
     if model.kind != "multiclass":
         if table[[f"label:{name}" for name in model.classes]].isna().all(axis=None):
             raise DataError(f"{data}: has none of the findings of the run ({', '.join(model.classes)})")
@@ -333,11 +300,6 @@ def _check_labels(table: pd.DataFrame, model: Classifier, data: str) -> None:
         )
     if not present:
         raise DataError(f"{data}: no image of this split has a label")
-
-
-def _validation_predictions(run: Run, model: Classifier) -> pd.DataFrame:
-    table = pd.read_parquet(run.path / "predictions.parquet")
-    return labelled_only(table[(table["split"] == "val") & table["error"].isna()], model)
 
 
 def _training_images(run: Run, images: Images, rows: NDArray[np.int64], reporter: Reporter) -> int:

@@ -16,11 +16,12 @@ def inherited_settings(parent: str | Path | None) -> Tree:
     """Return the settings that the children of a run take over: encoder and preprocessing.
 
     Raises:
-        RunError: the parent is no finished run.
+        RunError: the parent is no finished run, or an ensemble.
     """
     if parent is None:
         return {}
     run = Run.open(parent)
+    run.refuse_ensemble()
     pre = run.card["preprocessing"]
     data = {name: pre[name] for name in ("size", "channels", "depth", "fit", "standardize")}
     encoder = {

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from scanprior.api.predictor import Member, Predictor
 from scanprior.data.transforms import Preprocessing
 from scanprior.encoders import Encoder, EncoderConfig, create_encoder
 from scanprior.encoders import load_weights as load_encoder_weights
@@ -15,6 +16,7 @@ from scanprior.engine import EngineConfig
 from scanprior.engine.checkpoint import load_weights, replace_weights
 from scanprior.engine.settings import Precision
 from scanprior.errors import RunError
+from scanprior.evaluation import Combination
 from scanprior.run import Run
 from scanprior.tasks.classify import Classifier, ClassifyConfig
 from scanprior.tasks.segment import MaskClasses, SegmentConfig, Segmenter
@@ -49,7 +51,12 @@ def save_encoder(encoder: nn.Module, path: Path) -> None:
 
 
 def load_encoder(run: Run) -> Encoder:
-    """Build the encoder of a run and fill it with the run's weights."""
+    """Build the encoder of a run and fill it with the run's weights.
+
+    Raises:
+        RunError: the run is an ensemble.
+    """
+    run.refuse_ensemble()
     pre = run.card["preprocessing"]
     config = EncoderConfig.model_validate({**run.card["encoder"], "pretrained": False, "weights": None})
     encoder = create_encoder(config, size=pre["size"], channels=pre["channels"])
@@ -72,6 +79,26 @@ def load_classifier(run: Run) -> tuple[Classifier, Preprocessing]:
     return _filled(model, state, run), pre
 
 
+def load_predictor(run: Run) -> Predictor:
+    """Build what predicts the classes of a run: its classifier, or the members of an ensemble.
+
+    Raises:
+        RunError: the run predicts no classes, or a member is missing or no longer what it was.
+        WeightsError: weights do not fit.
+    """
+    if not run.is_ensemble:
+        return Predictor.of(*load_classifier(run))
+    members = []
+    for path, said in zip(run.members(), run.card["ensemble"]["members"], strict=True):
+        member = Run.open(path)
+        if (member.fingerprint(), member.card_fingerprint()) != (said["fingerprint"], said["card"]):
+            raise RunError(
+                f"{path}: has changed since it became a member of {run.path}; make the ensemble again"
+            )
+        members.append(Member(*load_classifier(member), said["name"]))
+    return Predictor(members, Combination.of_card(run.card["ensemble"]), run.card["task"]["classes"])
+
+
 def load_segmenter(run: Run) -> tuple[Segmenter, Preprocessing]:
     """Build the segmenter of a run and fill it with the run's weights; errors as ``load_classifier``."""
     task, pre, encoder = _parts(run, "segment")
@@ -87,6 +114,7 @@ _KINDS = {"classify": "a classifier", "segment": "a segmenter", "pretrain": "a p
 
 def _parts(run: Run, kind: str) -> tuple[dict[str, Any], Preprocessing, Encoder]:
     """Return the task, the preprocessing and the empty encoder of a run of some kind."""
+    run.refuse_ensemble()
     task = run.card.get("task")
     if task is None:
         raise RunError(

@@ -9,16 +9,16 @@ from typing import get_args
 
 import numpy as np
 import pandas as pd
-import torch
-from numpy.typing import NDArray
 
 from scanprior.api.mask_prediction import MaskForm, predict_masks
-from scanprior.api.models import load_classifier
+from scanprior.api.models import load_predictor
+from scanprior.api.predictor import Predictor
+from scanprior.data.fitting import Pixels
 from scanprior.data.folders import scan
 from scanprior.data.paths import absolute_reference, split_reference
 from scanprior.data.readers import read_reference
 from scanprior.data.readers.array import npz_members
-from scanprior.data.transforms import Preprocessing, prepare_image, to_input
+from scanprior.data.transforms import Form
 from scanprior.engine import Reporter
 from scanprior.errors import DataError, ImageReadError
 from scanprior.files import replacing
@@ -70,16 +70,16 @@ def predict(
         raise DataError(f"--out {out}: the ending decides the form; use .csv or .parquet")
     if out is not None and Path(out).is_dir():
         raise DataError(f"--out {out}: a folder is here; name a file in it")
-    model, preprocessing = load_classifier(opened)
+    model = load_predictor(opened)
     references = _found(paths)
     made = []
     for start in range(0, len(references), batch_size):
         chunk = references[start : start + batch_size]
-        pixels, errors = _read(chunk, preprocessing)
+        pixels, errors = _read(chunk, model)
         found = np.full((len(chunk), len(model.classes)), np.nan)
         good = [number for number, error in enumerate(errors) if error is None]
         if good:
-            found[good] = model.predict([to_input(torch.from_numpy(np.stack(pixels)), preprocessing)])
+            found[good] = model.combined(model.of_members(pixels))
         made.append((chunk, found, errors))
         reporter.counted(start + len(chunk), len(references), "images predicted")
     table = pd.DataFrame({"image": [name for chunk, _, _ in made for name in chunk]})
@@ -161,16 +161,17 @@ def _file_of(reference: str) -> Path:
     return Path(split_reference(reference)[0])
 
 
-def _read(
-    references: list[str], preprocessing: Preprocessing
-) -> tuple[list[NDArray[np.generic]], list[str | None]]:
-    """Read images; return the pixels of the readable ones and one error, or None, for every one."""
-    pixels: list[NDArray[np.generic]] = []
+def _read(references: list[str], model: Predictor) -> tuple[dict[Form, Pixels], list[str | None]]:
+    """Read images, each once; return the pixels of the readable ones and one error, or None, for every one."""
+    pixels: dict[Form, list[Pixels]] = {form: [] for form in model.forms}
     errors: list[str | None] = []
     for reference in references:
         try:
-            pixels.append(prepare_image(read_reference(absolute_reference(reference)), preprocessing))
-            errors.append(None)
+            fitted = model.fitted(read_reference(absolute_reference(reference)))
         except ImageReadError as error:
             errors.append(error.reason)
-    return pixels, errors
+            continue
+        for form, image in fitted.items():
+            pixels[form].append(image)
+        errors.append(None)
+    return {form: np.stack(made) for form, made in pixels.items() if made}, errors

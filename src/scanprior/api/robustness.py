@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scanprior.api.evaluation import Subject, certain, choose_rows, open_subject
+from scanprior.api.evaluation import Subject, choose_rows, open_subject
 from scanprior.api.mask_results import measure_masks
 from scanprior.api.models import load_encoder
+from scanprior.api.prediction_tables import certain
 from scanprior.api.settings import DataConfig
 from scanprior.api.sources import Images, load
 from scanprior.config import build, merge, parse_settings
@@ -104,8 +106,8 @@ def drift(
     tables = [_measured(subject, None).assign(kind="none", severity=0)]
     for number, kind in enumerate(chosen):
         for severity in range(1, len(DRIFTS[kind].values) + 1):
-            store = DriftedStore(subject.images.store, kind, severity, seed)
-            tables.append(_measured(subject, store).assign(kind=kind, severity=severity))
+            drifted = partial(DriftedStore, kind=kind, severity=severity, seed=seed)
+            tables.append(_measured(subject, drifted).assign(kind=kind, severity=severity))
             reporter.counted(number * 5 + severity, len(chosen) * 5, "drifts measured")
     together = pd.concat(tables, ignore_index=True)
     config = subject.config
@@ -142,15 +144,16 @@ def _scorer(subject: Subject, table: pd.DataFrame) -> Scorer | MaskScorer:
     return Scorer(table, model.classes, model.kind, subject.thresholds(model), positive)
 
 
-def _measured(subject: Subject, store: ImageStore | None) -> pd.DataFrame:
+def _measured(subject: Subject, change: Callable[[ImageStore], ImageStore] | None) -> pd.DataFrame:
     """Predict or, of masks, measure the images of a subject; one row each."""
     if not isinstance(subject.model, Segmenter):
-        return certain(subject.predictions(subject.model, store), subject.model)
+        return certain(subject.predictions(subject.model, change), subject.model)
     masks = subject.images.masks
     assert masks is not None
     rows = subject.rows[masks.has[subject.rows]]
     if not len(rows):
         raise DataError(f"{subject.data}: no image of this split has a mask")
+    store = None if change is None else change(subject.images.store)
     return measure_masks(subject.model, subject.images, masks, rows, subject.preprocessing, store=store)
 
 

@@ -6,8 +6,8 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +22,7 @@ from scanprior.data.masks import Masks, mask_columns, prepare_masks
 from scanprior.data.split import assign_splits, split_fingerprint
 from scanprior.data.store import OWN_COLUMNS, ImageStore, Store, concatenate, prepare
 from scanprior.data.store_writer import request_key
-from scanprior.data.transforms import Preprocessing
+from scanprior.data.transforms import Form, Preprocessing
 from scanprior.engine import Reporter
 from scanprior.errors import ConfigError, DataError
 
@@ -40,6 +40,7 @@ class Images:
         split: what the card says of the split.
         leakage: what the card says of patients and duplicates across the split.
         masks: the images' masks, where they are learned from.
+        forms: the same rows stored in other forms than ``store``'s, where an ensemble needs them.
     """
 
     store: ImageStore
@@ -48,6 +49,16 @@ class Images:
     split: dict[str, object]
     leakage: dict[str, object]
     masks: Masks | None = None
+    forms: dict[Form, ImageStore] = field(default_factory=dict)
+
+    def stored_as(self, form: Form) -> ImageStore:
+        """Return the store of a form; ``store`` where the form is none of the others."""
+        return self.forms.get(form, self.store)
+
+    def changed(self, change: Callable[[ImageStore], ImageStore]) -> Images:
+        """Return the same images, every store changed."""
+        forms = {form: change(store) for form, store in self.forms.items()}
+        return replace(self, store=change(self.store), forms=forms)
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Return the rows of a split, in order."""
@@ -261,6 +272,33 @@ def load(
     if learn == "masks":
         images.masks = _masks(stores, data, reporter)
     return images
+
+
+def add_forms(
+    images: Images,
+    sources: Sequence[str | Path],
+    data: DataConfig,
+    forms: Iterable[Form],
+    reporter: Reporter,
+) -> None:
+    """Open the same images in further forms, each decoded once into the cache, for all who need it.
+
+    Args:
+        images: of ``load``; gets the stores.
+        sources, data: as for ``load``.
+        forms: how they are to be stored.
+        reporter: shows progress.
+
+    Raises:
+        DataError: the files have changed since ``images`` were opened.
+    """
+    for form in forms:
+        own = {**form._asdict(), "store_size": form.size}
+        stores = [open_store(source, data.model_copy(update=own), reporter) for source in sources]
+        store = concatenate(stores)
+        if store.frame["pixels"].tolist() != images.store.frame["pixels"].tolist():
+            raise DataError(f"{store.name}: its files have changed while they were read; run this again")
+        images.forms[form] = store
 
 
 def _masks(stores: Sequence[Store], data: DataConfig, reporter: Reporter) -> Masks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,15 @@ from scanprior.data.readers import ImageData
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _LEAST_STD = 1e-3
 """A flat image or data set is centred, not blown up: a quarter of one of 256 grey levels."""
+
+
+class Form(NamedTuple):
+    """How an image is stored: side in pixels, channels, bits, and how it was made square."""
+
+    size: int
+    channels: Literal[1, 3]
+    depth: Literal[8, 16]
+    fit: Fit
 
 
 class Preprocessing(BaseModel):
@@ -46,6 +55,11 @@ class Preprocessing(BaseModel):
                 )
         return self
 
+    @property
+    def form(self) -> Form:
+        """How the store of the model's training data holds an image."""
+        return Form(self.stored_size or self.size, self.channels, self.depth, self.fit)
+
 
 def prepare_image(image: ImageData, pre: Preprocessing) -> Pixels:
     """Return a decoded image as the store of the model's training data would hold it.
@@ -54,8 +68,8 @@ def prepare_image(image: ImageData, pre: Preprocessing) -> Pixels:
         (C, S, S) uint8 or uint16, with S = ``pre.stored_size`` or ``pre.size``. Bit-equal to a row
         of a store that was prepared with the same settings.
     """
-    size = pre.stored_size or pre.size
-    return fit_pixels(image.pixels, size=size, channels=pre.channels, depth=pre.depth, fit=pre.fit)
+    size, channels, depth, fit = pre.form
+    return fit_pixels(image.pixels, size=size, channels=channels, depth=depth, fit=fit)
 
 
 def to_input(images: Tensor | NDArray[Any], pre: Preprocessing) -> Tensor:

@@ -16,10 +16,11 @@ from scanprior.data.augmentation import Augmentation, preset_names, presets
 from scanprior.data.draws import Draws
 from scanprior.data.geometry import placements, warp, warp_masks
 from scanprior.data.intensity import vary
-from scanprior.data.preprocessing import Preprocessing, normalise, prepare_image, to_input, to_unit
+from scanprior.data.preprocessing import Form, Preprocessing, normalise, prepare_image, to_input, to_unit
 
 __all__ = [
     "Augmentation",
+    "Form",
     "Preprocessing",
     "augment",
     "augment_with_masks",

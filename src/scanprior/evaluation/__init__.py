@@ -7,6 +7,15 @@ from scanprior.evaluation.combination import Combination
 from scanprior.evaluation.compare import compare
 from scanprior.evaluation.delong import DeLong, delong
 from scanprior.evaluation.drift import drift_rows
+from scanprior.evaluation.ensembles import (
+    Setting,
+    best_member,
+    evaluate_members,
+    member_column,
+    member_probabilities,
+    truth_matrix,
+    validate_members,
+)
 from scanprior.evaluation.evaluate import evaluate
 from scanprior.evaluation.evaluate_masks import MaskScorer, compare_masks, defined_in_all, evaluate_masks
 from scanprior.evaluation.gaps import largest_gap
@@ -44,8 +53,10 @@ __all__ = [
     "Ranking",
     "Replicates",
     "Scorer",
+    "Setting",
     "auroc",
     "average_precision",
+    "best_member",
     "choose_thresholds",
     "cohen_kappa",
     "compare",
@@ -56,6 +67,7 @@ __all__ = [
     "drift_rows",
     "evaluate",
     "evaluate_masks",
+    "evaluate_members",
     "groups_of",
     "hausdorff95",
     "iou",
@@ -66,6 +78,8 @@ __all__ = [
     "mean_change",
     "mean_difference",
     "mean_interval",
+    "member_column",
+    "member_probabilities",
     "percentile_interval",
     "positive_of",
     "replicates",
@@ -73,5 +87,7 @@ __all__ = [
     "shift_score",
     "subgroups",
     "surface_distance",
+    "truth_matrix",
     "two_sided_p",
+    "validate_members",
 ]

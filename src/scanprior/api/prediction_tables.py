@@ -1,0 +1,99 @@
+"""Tables of predictions of stored images: probabilities beside labels, one row an image."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from scanprior.api.predictor import Predictor
+from scanprior.api.settings import EvaluationConfig
+from scanprior.api.sources import Images, side_columns
+from scanprior.evaluation import choose_thresholds, member_column
+from scanprior.run import Run
+from scanprior.tasks.classify import Kind
+
+
+class Labelled(Protocol):
+    """Whoever has classes."""
+
+    classes: list[str]
+    kind: Kind
+
+
+def predictions_table(
+    images: Images, rows: NDArray[np.int64], predictor: Predictor, batch_size: int
+) -> pd.DataFrame:
+    """Predict stored images; one row each, with labels, side columns and ``prob:`` columns.
+
+    Of an ensemble there are also the columns ``member:NUMBER:CLASS``.
+    """
+    frame = images.frame.iloc[rows].reset_index(drop=True)
+    members = predictor.of_stored(images, rows, batch_size)
+    found = predictor.combined(members)
+    table = pd.DataFrame({"image": frame["image"]})
+    table["patient"] = frame.get("patient")
+    if "source" in frame and frame["source"].nunique() > 1 and table["patient"].notna().any():
+        table["patient"] = frame["source"] + "/" + frame["patient"]  # one without a name stays without
+    findings = [] if predictor.kind == "multiclass" else predictor.classes
+    for name in side_columns(images):
+        table[name] = frame[name]
+    table["split"] = frame["split"]
+    if predictor.kind == "multiclass":
+        table["label"] = frame.get("label")
+    for name in findings:
+        table[f"label:{name}"] = frame.get(name, np.nan)
+    for number, name in enumerate(predictor.classes):
+        table[f"prob:{name}"] = found[:, number]
+    if predictor.combination is not None:
+        for who, probabilities in enumerate(members):
+            for number, name in enumerate(predictor.classes):
+                table[member_column(who, name)] = probabilities[:, number]
+    table["error"] = None
+    return table
+
+
+def with_errors(table: pd.DataFrame, images: Images, split: str | None = None) -> pd.DataFrame:
+    """Add a row with the reason for every image (of a split) that could not be read."""
+    rows = [
+        {"image": gone["image"], "split": gone.get("split"), "error": gone["reason"]}
+        for gone in images.store.audit["left_out"]
+        if split is None or gone.get("split") in (("val", "test") if split == "held-out" else (split,))
+    ]
+    if not rows:
+        return table
+    return pd.concat([table, pd.DataFrame(rows).reindex(columns=table.columns)], ignore_index=True)
+
+
+def labelled_only(table: pd.DataFrame, model: Labelled) -> pd.DataFrame:
+    """Keep the rows with at least one label of the model."""
+    if model.kind == "multiclass":
+        return table[table["label"].isin(model.classes)].reset_index(drop=True)
+    known = table[[f"label:{name}" for name in model.classes]]
+    return table[(known.notna() & (known != -1)).any(axis=1)].reset_index(drop=True)
+
+
+def thresholds_from(val: pd.DataFrame, model: Labelled, config: EvaluationConfig) -> dict[str, Any] | None:
+    """Choose operating thresholds on labelled validation predictions; None where there are none."""
+    if not len(val):
+        return None
+    return choose_thresholds(
+        certain(val, model), rule=config.threshold, classes=model.classes, task=model.kind,
+        positive_class=config.positive_class,
+    )  # fmt: skip
+
+
+def certain(table: pd.DataFrame, model: Labelled) -> pd.DataFrame:
+    """Set uncertain labels (-1) to missing: they take no part in an evaluation."""
+    if model.kind == "multiclass":
+        return table
+    columns = {f"label:{name}": table[f"label:{name}"].replace(-1, np.nan) for name in model.classes}
+    return table.assign(**columns)
+
+
+def validation_predictions(run: Run, model: Labelled) -> pd.DataFrame:
+    """Return what a run predicted for its labelled validation images."""
+    table = pd.read_parquet(run.path / "predictions.parquet")
+    return labelled_only(table[(table["split"] == "val") & table["error"].isna()], model)

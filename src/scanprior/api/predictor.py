@@ -1,0 +1,105 @@
+"""What predicts classes: one classifier with its preprocessing, or several that are combined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scanprior.api.sources import Images
+from scanprior.data.fitting import Pixels
+from scanprior.data.readers import ImageData
+from scanprior.data.transforms import Form, Preprocessing, prepare_image, to_input
+from scanprior.evaluation import Combination
+from scanprior.tasks.classify import Classifier
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A classifier, what it expects of an image, and what it is called among others."""
+
+    model: Classifier
+    preprocessing: Preprocessing
+    name: str = ""
+
+
+class Predictor:
+    """One classifier, or an ensemble of several; whoever predicts with it need not know.
+
+    Args:
+        members: classifiers of the same classes, in any order.
+        combination: how their probabilities become one; None = there is one.
+        classes: names, in the order wanted; None = as the first member has them.
+
+    Attributes:
+        classes: names, in the order of the columns.
+        kind: one class an image, or every finding by itself.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        combination: Combination | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        self.members, self.combination = list(members), combination
+        first = self.members[0].model
+        self.classes, self.kind = list(classes or first.classes), first.kind
+        self._orders = [[m.model.classes.index(name) for name in self.classes] for m in self.members]
+
+    @classmethod
+    def of(cls, model: Classifier, preprocessing: Preprocessing) -> Predictor:
+        """Return a single classifier as a predictor."""
+        return cls([Member(model, preprocessing)])
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the first member expects."""
+        return self.members[0].preprocessing
+
+    @property
+    def forms(self) -> dict[Form, Preprocessing]:
+        """The forms in which the members need an image; most often one for all."""
+        found: dict[Form, Preprocessing] = {}
+        for member in self.members:
+            found.setdefault(member.preprocessing.form, member.preprocessing)
+        return found
+
+    @property
+    def further_forms(self) -> list[Form]:
+        """The forms beside that of the first member."""
+        return list(self.forms)[1:]
+
+    def fitted(self, image: ImageData) -> dict[Form, Pixels]:
+        """Return a decoded image in every form: (C, S, S)."""
+        return {form: prepare_image(image, preprocessing) for form, preprocessing in self.forms.items()}
+
+    def of_members(self, pixels: Mapping[Form, Pixels]) -> Floats:
+        """Return the probabilities (K, B, classes) of each member.
+
+        Args:
+            pixels: in every form, the same images (B, C, S, S) uint8 or uint16.
+        """
+        made = []
+        for member, order in zip(self.members, self._orders, strict=True):
+            images = to_input(torch.from_numpy(pixels[member.preprocessing.form]), member.preprocessing)
+            made.append(member.model.predict([images])[:, order])
+        return np.stack(made).astype(np.float64)
+
+    def combined(self, members: Floats) -> Floats:
+        """Return the probabilities (N, classes) of the whole from those (K, N, classes) of the members."""
+        return members[0] if self.combination is None else self.combination(members, self.kind)
+
+    def of_stored(self, images: Images, rows: Rows, batch_size: int) -> Floats:
+        """Return the probabilities (K, N, classes) that the members give the stored images at ``rows``."""
+        made = [np.zeros((len(self.members), 0, len(self.classes)))]
+        for start in range(0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
+            made.append(self.of_members({form: images.stored_as(form).read(part) for form in self.forms}))
+        return np.concatenate(made, axis=1)
