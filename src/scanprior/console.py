@@ -132,6 +132,35 @@ def comparison_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def ensemble_table(result: dict[str, Any]) -> Table:
+    """Return the first metric of an ensemble and its members, and what the ensemble gains, as a table."""
+    section = result["ensemble"]
+    first = next((row for row in result["metrics"] if row["value"] is not None), result["metrics"][0])
+    key = (first["metric"], first["class"])
+
+    def of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        return next((row for row in rows if (row["metric"], row["class"]) == key), {})
+
+    title = f"{key[0]} of {key[1]}, {result['name']}: {result['n']:,} images"
+    table = Table(title=title, title_justify="left")
+    for column in ("what", "value", "95 % interval", "p"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    for member in section["members"]:
+        row = of(member["metrics"])
+        best = ", best on validation" if member["name"] == section["best_member"] else ""
+        interval = _range(row.get("low"), row.get("high"), ".3f")
+        table.add_row(member["name"] + best, _number(row.get("value"), ".3f"), interval, "")
+    table.add_row(f"ensemble ({section['method']})", _number(first["value"], ".3f"),
+                  _range(first["low"], first["high"], ".3f"), "")  # fmt: skip
+    for difference in section["differences"]:
+        row = of(difference["rows"])
+        table.add_row(
+            f"ensemble minus the {difference['against']}", _number(row.get("difference"), "+.3f"),
+            _range(row.get("low"), row.get("high"), "+.3f"), _number(row.get("p"), ".3g"),
+        )  # fmt: skip
+    return table
+
+
 def drift_table(result: dict[str, Any]) -> Table:
     """Return what every drift at every severity changes, of the first metric of the whole set or class."""
     first = next(row for row in result["rows"] if row["value"] is not None)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scanprior.api.data import check, index, prepare
+    from scanprior.api.ensembling import ensemble
     from scanprior.api.evaluation import compare, evaluate
     from scanprior.api.finetuning import finetune, plan_finetuning, probe
     from scanprior.api.mask_pictures import mask_preview
@@ -19,14 +20,14 @@ _MODULES = {
     "check": "data", "index": "data", "prepare": "data",
     "pretrain": "pretraining", "plan_pretraining": "pretraining",
     "finetune": "finetuning", "plan_finetuning": "finetuning", "probe": "finetuning",
-    "evaluate": "evaluation", "compare": "evaluation",
+    "evaluate": "evaluation", "compare": "evaluation", "ensemble": "ensembling",
     "mask_preview": "mask_pictures",
     "predict": "prediction", "report": "reporting", "drift": "robustness", "shift": "robustness",
 }  # fmt: skip
 
 __all__ = [
-    "check", "compare", "drift", "evaluate", "finetune", "index", "mask_preview", "plan_finetuning", "plan_pretraining",
-    "predict", "prepare", "pretrain", "probe", "report", "shift",
+    "check", "compare", "drift", "ensemble", "evaluate", "finetune", "index", "mask_preview", "plan_finetuning",
+    "plan_pretraining", "predict", "prepare", "pretrain", "probe", "report", "shift",
 ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scanprior.api.predictor import Predictor
 from scanprior.api.settings import EvaluationConfig
 from scanprior.api.sources import Images, side_columns
-from scanprior.evaluation import choose_thresholds, member_column
+from scanprior.evaluation import choose_thresholds, member_column, member_probabilities
 from scanprior.run import Run
 from scanprior.tasks.classify import Kind
 
@@ -53,6 +53,13 @@ def predictions_table(
                 table[member_column(who, name)] = probabilities[:, number]
     table["error"] = None
     return table
+
+
+def recombined(table: pd.DataFrame, predictor: Predictor) -> pd.DataFrame:
+    """Return a table of an ensemble's predictions with ``prob:`` columns made anew from those of its members."""
+    members = member_probabilities(table, len(predictor.members), predictor.classes)
+    found = predictor.combined(members)
+    return table.assign(**{f"prob:{name}": found[:, n] for n, name in enumerate(predictor.classes)})
 
 
 def with_errors(table: pd.DataFrame, images: Images, split: str | None = None) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from scanprior.data.transforms import Augmentation, preset_names, presets
 from scanprior.encoders import EncoderConfig, Trained
 from scanprior.engine import EngineConfig
 from scanprior.errors import ConfigError
+from scanprior.evaluation.combination import Method
 from scanprior.tasks.classify import ClassifyConfig
 from scanprior.tasks.segment import SegmentConfig
 
@@ -172,6 +173,17 @@ class FinetuneConfig(Config):
     augment: AugmentConfig
     engine: EngineConfig
     selection: SelectionConfig
+    evaluation: EvaluationConfig
+
+
+class EnsembleConfig(Config):
+    """Everything about an ensemble of fine-tuned runs."""
+
+    command: Literal["ensemble"] = "ensemble"
+    members: list[str] = Field(description="the runs, as they were named")
+    method: Method = Field("mean", description="how their probabilities become one")
+    sources: list[str] = Field(description="of the first member: its validation and test images are taken")
+    data: DataConfig
     evaluation: EvaluationConfig
 
 

@@ -1,4 +1,4 @@
-"""Commands about a run: evaluate, compare, drift, shift, predict, report."""
+"""Commands about runs: ensemble, evaluate, compare, drift, shift, predict, report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,37 @@ from typing import Annotated
 import typer
 
 from scanprior.cli.app import app, console_reporter, say
-from scanprior.cli.options import Map, Sets, pairs
+from scanprior.cli.options import Map, Out, Overwrite, Sets, pairs
+
+
+@app.command()
+def ensemble(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Two or more fine-tuned classifiers of the same classes.")
+    ],
+    out: Out,
+    method: Annotated[
+        str, typer.Option("--method", help="mean, geometric, calibrated or weighted.")
+    ] = "mean",
+    sets: Sets = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Combine fine-tuned classifiers into one run, and measure what that gains over its members."""
+    import json
+
+    from scanprior import api
+    from scanprior.console import console, ensemble_table
+
+    run = api.ensemble(
+        runs, out=out, method=method, settings=sets or [], overwrite=overwrite, reporter=console_reporter()
+    )
+    for file in sorted((run.path / "evaluations").glob("*.json")):
+        console.print(ensemble_table(json.loads(file.read_text())))
+    say(f"wrote {run.path}: model.json (names its members), predictions.parquet, evaluations/")
+    say(
+        f"next: scanprior report {run.path}",
+        f"      scanprior predict {run.path} NEW.dcm --out predictions.csv",
+    )
 
 
 @app.command()

@@ -13,10 +13,11 @@ from markupsafe import Markup, escape
 
 from scanprior import __version__
 from scanprior.errors import RunError
-from scanprior.reporting import figures, statements, tables
+from scanprior.reporting import figures, members, statements, tables
 from scanprior.reporting.formatting import count, finite, plural
 from scanprior.reporting.runfiles import RunFiles, part, read_run
 from scanprior.reporting.statements import Facts
+from scanprior.reporting.study_tables import Table
 from scanprior.reporting.thumbnails import Thumbnails, WrongCase, picture_uri, with_pictures, wrong_cases
 
 PICTURE_BUDGET = 600_000  # characters of embedded pictures, so that a usual page stays under 1.5 MB
@@ -113,6 +114,7 @@ class EvaluationView:
     wrong_total: int
     wrong_note: str
     cases: list[tuple[str, str]]  # of masks: what is shown, data URI
+    members: list[Table]  # of an ensemble
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,8 @@ class Page:
     training: list[figures.Figure]
     pictures: list[tuple[str, str]]
     pictures_left: list[str]
+    ensemble: Facts  # how the members are combined; [] of a run that is none
+    members: Table | None
     encoder: Facts
     objective: Facts
     preprocessing: Facts
@@ -196,6 +200,8 @@ def gather(run: RunFiles, thumbnails: Thumbnails | None) -> Page:
         training=figures.training_figures(run.log, training.get("selected_step")),
         pictures=pictures,
         pictures_left=pictures_left,
+        ensemble=members.ensemble_facts(model),
+        members=members.members_table(model),
         encoder=statements.facts_of(part(model, "encoder")),
         objective=statements.facts_of(part(model, "objective")),
         preprocessing=statements.facts_of(part(model, "preprocessing")),
@@ -282,6 +288,7 @@ def _evaluation(
         wrong_total=total,
         wrong_note=note,
         cases=_cases(run, str(evaluation["name"])) if evaluation.get("task") == "segmentation" else [],
+        members=members.member_tables(evaluation),
     )
 
 

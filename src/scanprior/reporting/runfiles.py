@@ -108,7 +108,8 @@ def read_run(folder: Path) -> RunFiles:
         raise RunError(
             f"{folder / 'model.json'} has format {version!r}, this version reads up to {FORMAT}; update scanprior"
         )
-    _read_log(run)
+    if "ensemble" not in run.model:  # which was not trained
+        _read_log(run)
     run.predictions = run.table_of("predictions.parquet")
     for path in _sorted(folder / "evaluations", "*.json"):
         if evaluation := run.object_of(f"evaluations/{path.name}"):
