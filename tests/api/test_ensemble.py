@@ -294,3 +294,53 @@ def test_what_needs_one_network_refuses_an_ensemble(
         ["shift", mean.path, "--reference", phantoms, "--target", phantoms],
     ):
         assert "an ensemble has no network of its own" in refused(*line)
+
+
+# what is said of the images
+
+
+def test_patients_and_selected_images_in_the_evaluation_are_told(
+    members: list[Run], tmp_path: Path, scanprior: Command
+) -> None:
+    copy = shutil.copytree(members[1].path, tmp_path / "copy")
+    table = pd.read_parquet(copy / "data.parquet")
+    test = table.index[table["used"] == "test"]
+    table.loc[test[0], ["used", "pixels"]] = ["train", "0" * 32]  # another image of this patient
+    table.loc[test[1:4], "used"] = "val"
+    table.to_parquet(copy / "data.parquet", index=False)
+    said = scanprior("ensemble", members[0].path, copy, "--out", tmp_path / "out")
+    assert said.code == 0, said.err
+    notes = Run.open(tmp_path / "out").card["notes"]
+    assert any(note.startswith("patients of the evaluated") and note.endswith(": 1") for note in notes), notes
+    assert any("was selected on 3 of the evaluated images" in note for note in notes)
+    assert all(f"warning: {note}" in said.out for note in notes)
+
+
+def test_without_test_images_validation_is_evaluated(
+    members: list[Run], phantoms: Path, tmp_path: Path
+) -> None:
+    first = members[0]
+
+    def split(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(split=np.where(table["image"].isin(used(first, "train")), "train", "val"))
+
+    source = copied(phantoms, tmp_path / "data", split)
+    runs = [
+        api.finetune(source, out=tmp_path / f"run{seed}", options={**FINETUNING, "engine.seed": seed}).path
+        for seed in (0, 1)
+    ]
+    run = api.ensemble(runs, out=tmp_path / "out", method="weighted")
+    assert [path.name for path in (run.path / "evaluations").glob("*.json")] == ["validation.json"]
+    result = evaluation(run, "validation")
+    assert result["n"] == run.card["ensemble"]["validation_images"] == len(used(run, "val"))
+    assert "was selected" not in " ".join(run.card["notes"])
+
+
+def test_a_temperature_at_the_end_of_its_range_is_told() -> None:
+    from scanprior.api.ensembling import _notes_on_temperatures
+
+    section = {"members": [{"name": "one"}, {"name": "two"}], "temperatures": [20.0, 1.3]}
+    assert _notes_on_temperatures(section) == [
+        "one: its temperature is 20, the end of the range: what it says has nothing to do with the validation images"
+    ]
+    assert _notes_on_temperatures({**section, "temperatures": None}) == []

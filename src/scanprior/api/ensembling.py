@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from scanprior.api.ensemble_results import setting_of
 from scanprior.api.evaluation import evaluate_tables
+from scanprior.api.member_images import History, common_rows, notes_about, used_together
 from scanprior.api.models import load_classifier
 from scanprior.api.prediction_tables import certain, labelled_only, predictions_table, recombined
 from scanprior.api.predictor import Member, Predictor
@@ -31,12 +30,10 @@ from scanprior.evaluation import (
     truth_matrix,
     validate_members,
 )
+from scanprior.evaluation.combination import TEMPERATURES
 from scanprior.run import Run, describe
 
 Rows = NDArray[np.int64]
-
-LISTED = 10
-"""Images that an error names; the rest are counted."""
 
 
 def ensemble(
@@ -77,8 +74,8 @@ def ensemble(
     config = _config(members, method, settings)
     Run.check(Path(out), config, resume=False, overwrite=overwrite)
     images = load(config.sources, config.data, reporter, learn="labels")
-    histories = [_History.of(run) for run in members]
-    val, test = _rows(images, histories, method, reporter)
+    histories = [History.of(run) for run in members]
+    val, test = common_rows(images, histories, method, reporter)
     names = _names(members)
     loaded = [Member(*load_classifier(run), name) for run, name in zip(members, names, strict=True)]
     predictor = Predictor(loaded, Combination())
@@ -107,7 +104,7 @@ def ensemble(
         "validation_images": len(validated),
     }
     run.card = _card(config, predictor, images, members, histories, section, test)
-    _used(histories).to_parquet(run.path / "data.parquet", index=False)
+    used_together(histories).to_parquet(run.path / "data.parquet", index=False)
     together = (recombined(tables[0], predictor), recombined(tables[1], predictor))
     if evaluate_tables(run, images, together, predictor, config.evaluation, reporter) is None:
         reporter.note("no labelled validation or test image: the ensemble is not evaluated")
@@ -157,7 +154,8 @@ def _opened(runs: Sequence[str | Path], out: Path, reporter: Reporter) -> list[R
 def _config(members: Sequence[Run], method: str, settings: Iterable[str]) -> EnsembleConfig:
     """Return the configuration: sources, division and evaluation of the first member, and what the user sets."""
     kept, sets = members[0].config(), parse_settings(settings)
-    for name in [*(set(sets) - {"evaluation", "data"}), *(f"data.{n}" for n in sets.get("data", {}))]:
+    others = [name for name in sets if name not in ("evaluation", "data")]
+    for name in [*others, *(f"data.{n}" for n in sets.get("data", {}))]:
         if name != "data.workers":
             raise ConfigError(
                 f"{name}: an ensemble takes this from its members; set evaluation.* or data.workers"
@@ -170,89 +168,6 @@ def _config(members: Sequence[Run], method: str, settings: Iterable[str]) -> Ens
         "evaluation": kept.get("evaluation", {}),
     }
     return build(EnsembleConfig, merge(fixed, sets))
-
-
-@dataclass(frozen=True)
-class _History:
-    """Which images a run was trained, selected and tested on, and what an error calls it."""
-
-    path: Path
-    table: pd.DataFrame
-
-    @classmethod
-    def of(cls, run: Run) -> _History:
-        file = run.path / "data.parquet"
-        if not file.exists():
-            raise RunError(
-                f"{run.path}: does not say which images it was trained on (it has no data.parquet)"
-            )
-        return cls(run.path, pd.read_parquet(file))
-
-    def pixels(self, use: str) -> set[str]:
-        """Return the digests of the images of a use: train, val or test."""
-        return set(self.table.loc[self.table["used"] == use, "pixels"])
-
-    def patients(self, use: str) -> set[tuple[str, str]]:
-        """Return source and name of the patients of a use, where they are known."""
-        if "patient" not in self.table or "source" not in self.table:
-            return set()
-        rows = self.table[(self.table["used"] == use) & self.table["patient"].notna()]
-        return set(zip(rows["source"], rows["patient"], strict=True))
-
-
-def _rows(
-    images: Images, histories: Sequence[_History], method: str, reporter: Reporter
-) -> tuple[Rows, Rows]:
-    """Return the rows that all members validated on, and the test rows.
-
-    Raises:
-        DataError: a member was trained on an image to evaluate on, or a method lacks validation images.
-    """
-    val, test = images.rows("val"), images.rows("test")
-    pixels = images.frame["pixels"]
-    name, evaluated = ("test", test) if len(test) else ("validation", val)
-    for history in histories:
-        seen = evaluated[pixels.iloc[evaluated].isin(history.pixels("train")).to_numpy()]
-        if len(seen):
-            named = ", ".join(images.frame["image"].iloc[seen[:LISTED]])
-            more = f" and {len(seen) - LISTED} more" if len(seen) > LISTED else ""
-            raise DataError(
-                f"{history.path}: was trained on {len(seen)} of the {len(evaluated)} {name} images of "
-                f"{histories[0].path} ({named}{more}); combine runs of the same division of the data"
-            )
-    for history in histories:
-        val = val[pixels.iloc[val].isin(history.pixels("val") - history.pixels("train")).to_numpy()]
-    for text in notes_about(images, histories, evaluated):
-        reporter.note(f"warning: {text}")
-    if not len(val):
-        if method in FITTED_METHODS:
-            raise DataError(
-                f"--method {method}: no validation image is common to the members, and it is fitted on them; "
-                "use --method mean or geometric"
-            )
-        reporter.note(
-            "no validation image is common to the members: thresholds are 0.5, no member is called best"
-        )
-    return val, test
-
-
-def notes_about(images: Images, histories: Sequence[_History], evaluated: Rows) -> list[str]:
-    """Return what makes the evaluation a little too good: patients and selected images of members in it."""
-    said, frame = [], images.frame.iloc[evaluated]
-    for history in histories:
-        if "patient" in frame:
-            pairs = list(zip(frame["source"], frame["patient"], strict=True))
-            known = history.patients("train")
-            patients = {pair for pair in pairs if pd.notna(pair[1]) and pair in known}
-            if patients:
-                said.append(
-                    f"{len(patients)} patients of the evaluated images have other images among the training images of "
-                    f"{history.path}"
-                )
-        chosen = int(frame["pixels"].isin(history.pixels("val")).sum())
-        if chosen and not (frame["split"] == "val").any():
-            said.append(f"{history.path} was selected on {chosen} of the evaluated images")
-    return said
 
 
 def _names(members: Sequence[Run]) -> list[str]:
@@ -294,13 +209,14 @@ def _card(
     predictor: Predictor,
     images: Images,
     members: Sequence[Run],
-    histories: Sequence[_History],
+    histories: Sequence[History],
     section: dict[str, Any],
     test: Rows,
 ) -> dict[str, Any]:
     labels = {run.card["data"].get("labels_used") for run in members}
     evaluated = test if len(test) else images.rows("val")
     notes = notes_about(images, histories, evaluated)
+    notes += _notes_on_temperatures(section)
     notes += [f"{run.path}: {note}" for run in members for note in run.card.get("notes") or []]
     return describe(
         "classify",
@@ -323,10 +239,14 @@ def _card(
     )
 
 
-def _used(histories: Sequence[_History]) -> pd.DataFrame:
-    """Return what all members together used each image for: trained on by one counts as trained on."""
-    together = pd.concat([history.table for history in histories], ignore_index=True)
-    rank = together["used"].map({"train": 0, "val": 1, "test": 2}).fillna(3)
-    order = together.assign(rank=rank).sort_values("rank", kind="stable")
-    keys = [name for name in ("source", "image", "pixels") if name in order]
-    return order.drop_duplicates(keys).sort_index().drop(columns="rank").reset_index(drop=True)
+def _notes_on_temperatures(section: dict[str, Any]) -> list[str]:
+    """Name the members whose temperature is at an end of its range, and what that means."""
+    said = {TEMPERATURES[0]: "it is right about every validation image, which more images would not show",
+            TEMPERATURES[1]: "what it says has nothing to do with the validation images"}  # fmt: skip
+    pairs = zip(section["members"], section["temperatures"] or [], strict=False)
+    return [
+        f"{member['name']}: its temperature is {temperature:g}, the end of the range: {said[end]}"
+        for member, temperature in pairs
+        for end in TEMPERATURES
+        if np.isclose(temperature, end)
+    ]

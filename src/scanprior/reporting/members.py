@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scanprior.evaluation.ensembles import CALIBRATION
 from scanprior.reporting.formatting import count, finite, interval, number
 from scanprior.reporting.runfiles import part
 from scanprior.reporting.study_tables import Table
@@ -69,7 +70,7 @@ def members_table(model: Mapping[str, Any]) -> Table | None:
         "Validation log loss",
         *own,
         "Run",
-        "Weights",
+        "Checksum",
     ]
     return Table("Paths start at the folder of the ensemble.", header, rows)
 
@@ -112,7 +113,7 @@ def _cell(row: Row | None) -> str:
 
 
 def _scores(evaluation: Evaluation, found: Mapping[str, Any]) -> Table:
-    keys = _keys(evaluation)
+    keys = [key for key in _keys(evaluation) if key[0] not in CALIBRATION]  # which has a table of its own
     rows = [
         [_named(str(member["name"]), found), *(_cell(_found(member["metrics"], key)) for key in keys)]
         for member in found["members"]
