@@ -30,7 +30,7 @@ from scanprior.data.manifest import Manifest
 from scanprior.data.readers import read_reference
 from scanprior.data.store import Store, StoreSet, concatenate, prepare
 from scanprior.data.store_chunks import Chunk, Shards, prepare_chunks
-from scanprior.data.store_writer import request_key
+from scanprior.data.store_writer import Preparation, prepare_together, request_key
 from scanprior.data.transforms import Preprocessing, prepare_image, to_input
 from scanprior.errors import DataError
 
@@ -318,6 +318,66 @@ if __name__ == "__main__":
     store = prepare(manifest, sys.argv[2], size=8, workers=0, progress=lambda *_: time.sleep(0.03))
     print(store.fingerprint, store.frame["pixels"].nunique())
 """
+
+
+def several(folder: Path, manifest: Manifest) -> list[Preparation]:
+    """Three stores of the same images, whose chunks and shards are divided otherwise."""
+    return [
+        Preparation(manifest, folder / "small", 24, 1, 8, "squash"),
+        Preparation(manifest, folder / "large", 300, 3, 8, "pad"),
+        Preparation(manifest, folder / "deep", 260, 1, 16, "crop"),
+    ]
+
+
+def counted_reading(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[str]:
+    read: list[str] = []
+    real = store_chunks.read_reference
+
+    def reading(name: str, root: Path) -> object:
+        if len(read) == stop_at:
+            raise KeyboardInterrupt
+        read.append(name)
+        return real(name, root)
+
+    monkeypatch.setattr(store_chunks, "read_reference", reading)
+    return read
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stores_made_together_are_those_made_alone_and_decode_each_image_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    manifest = write_images(tmp_path / "images", 150, broken=(3, 70))
+    monkeypatch.setattr(store_chunks, "SHARD_BYTES", 16 * 2**20)  # shards end inside chunks of the others
+    alone = several(tmp_path / "alone", manifest)
+    for one in alone:
+        one.run(0, None)
+    read = counted_reading(monkeypatch)
+    together = several(tmp_path / "together", manifest)
+    stores = prepare_together(together, workers)
+    assert workers or len(read) == len(set(read)) == 150
+    assert [(store.size, len(store)) for store in stores] == [(24, 148), (300, 148), (260, 148)]
+    for mine, theirs in zip(together, alone, strict=True):
+        assert content(mine.out) == content(theirs.out)
+    assert all(store.reused for store in prepare_together(together, 0))
+
+
+def test_stores_made_together_go_on_after_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = write_images(tmp_path / "images", 150)
+    with monkeypatch.context() as patch:
+        counted_reading(patch, stop_at=100)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_together(several(tmp_path / "together", manifest), 0)
+    read = counted_reading(monkeypatch)
+    together = several(tmp_path / "together", manifest)
+    prepare_together(together, 0)
+    # 64 images are in the store of the first, 62 in whole chunks of the second, 60 of the third.
+    assert set(read) == set(manifest.frame["image"][60:]), "what was whole is not decoded again"
+    for mine, theirs in zip(together, several(tmp_path / "alone", manifest), strict=True):
+        theirs.run(0, None)
+        assert content(mine.out) == content(theirs.out)
 
 
 def test_processes_that_prepare_the_same_store_at_once_get_the_same(tmp_path: Path) -> None:

@@ -116,6 +116,13 @@ class Shards:
             stream.flush()
             os.fsync(stream.fileno())
 
+    def write_across(self, first: int, pixels: Pixels) -> None:
+        """Write consecutive images (n, C, S, S) from slot ``first`` into as many shards as they take."""
+        while len(pixels):
+            here = min(len(pixels), self.shard_images - first % self.shard_images)
+            self.write(first, pixels[:here])
+            first, pixels = first + here, pixels[here:]
+
     def read(self, first: int, images: int) -> Pixels:
         """Return consecutive images (images, C, S, S) of one shard from slot ``first``."""
         shard, place = divmod(first, self.shard_images)
@@ -154,6 +161,7 @@ class Record:
         images: per image, 32 hex digits of the digest of its decoded pixels ("" if unreadable).
         left_out: slot and reason of every unreadable image.
         sides: per image, height and width of the decoded pixels (0 0 if unreadable).
+        along: of the stores that are made along, the sums of these images; not part of the journal.
     """
 
     chunk: int
@@ -163,6 +171,7 @@ class Record:
     images: list[str]
     left_out: list[tuple[int, str]]
     sides: list[tuple[int, int]]
+    along: list[list[list[list[int]]]] = field(default_factory=list)
 
 
 class ColourFound(Exception):
@@ -180,6 +189,8 @@ class ChunkWriter:
         masks: the images are masks, whose values stay as they are.
         grey_only: raise ``ColourFound`` at the first colour image.
         grey: the grey shards that recorded chunks are copied from.
+        along: shards of other stores of the same images, and how these make them square: written from the same
+            decoded pixels.
     """
 
     root: Path
@@ -188,14 +199,13 @@ class ChunkWriter:
     masks: bool = False
     grey_only: bool = False
     grey: Shards | None = None
+    along: tuple[tuple[Shards, Fit], ...] = ()
 
     def __call__(self, chunk: Chunk) -> Record:
         """Prepare ``chunk``; its pixels are on the disk when this returns."""
         if chunk.recorded is not None and self.grey is not None:
             return self._copied(chunk, chunk.recorded, self.grey)
-        shards = self.shards
-        shape = (len(chunk.references), shards.channels, shards.size, shards.size)
-        pixels: Pixels = np.zeros(shape, shards.dtype)
+        pixels, further = _black(chunk, self.shards), [_black(chunk, shards) for shards, _ in self.along]
         digests, sides = [""] * len(chunk.references), [(0, 0)] * len(chunk.references)
         left_out = dict(chunk.unreadable)
         for place, reference in enumerate(chunk.references):
@@ -212,7 +222,12 @@ class ChunkWriter:
             digests[place] = pixel_digest(decoded).hex()[:32]
             sides[place] = decoded.shape[0], decoded.shape[1]
             pixels[place] = self._fitted(decoded)
-        return self._written(chunk, pixels, digests, sides, sorted(left_out.items()))
+            for made, (shards, fit) in zip(further, self.along, strict=True):
+                made[place] = _fitted_to(shards, fit, decoded)
+        for made, (shards, _) in zip(further, self.along, strict=True):
+            shards.write_across(chunk.first, made)
+        record = self._written(chunk, pixels, digests, sides, sorted(left_out.items()))
+        return replace(record, along=[_all_sums(made) for made in further])
 
     def _decoded(self, reference: str) -> Pixels:
         if self.masks:
@@ -223,9 +238,7 @@ class ChunkWriter:
         shards = self.shards
         if self.masks:
             return fit_mask(decoded[..., 0], size=shards.size, fit=self.fit)
-        return fit_pixels(
-            decoded, size=shards.size, channels=shards.channels, depth=shards.depth, fit=self.fit
-        )
+        return _fitted_to(shards, self.fit, decoded)
 
     def _copied(self, chunk: Chunk, recorded: Record, grey: Shards) -> Record:
         pixels: Pixels = np.repeat(
@@ -246,7 +259,7 @@ class ChunkWriter:
             chunk=chunk.number,
             first=chunk.first,
             digest=hashlib.sha256(pixels.data).hexdigest(),
-            sums=[[_sums(channel) for channel in image] for image in pixels],
+            sums=_all_sums(pixels),
             images=digests,
             left_out=left_out,
             sides=sides,
@@ -258,6 +271,19 @@ class ChunkWriter:
             self._decoded(reference)
         except ImageReadError:
             return
+
+
+def _black(chunk: Chunk, shards: Shards) -> Pixels:
+    shape = (len(chunk.references), shards.channels, shards.size, shards.size)
+    return np.zeros(shape, shards.dtype)
+
+
+def _fitted_to(shards: Shards, fit: Fit, decoded: Pixels) -> Pixels:
+    return fit_pixels(decoded, size=shards.size, channels=shards.channels, depth=shards.depth, fit=fit)
+
+
+def _all_sums(pixels: Pixels) -> list[list[list[int]]]:
+    return [[_sums(channel) for channel in image] for image in pixels]
 
 
 def _sums(values: NDArray[np.generic]) -> list[int]:

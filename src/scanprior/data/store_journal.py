@@ -54,7 +54,9 @@ class Journal:
     def add(self, record: Record) -> None:
         """Record a finished chunk, whose pixels are on the disk."""
         with self.path.open("ab") as stream:
-            stream.write(json.dumps(asdict(record)).encode() + b"\n")
+            facts = asdict(record)
+            del facts["along"]
+            stream.write(json.dumps(facts).encode() + b"\n")
         self._note(record)
 
     def records(self) -> Iterator[Record]:

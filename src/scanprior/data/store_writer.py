@@ -13,7 +13,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -29,6 +30,7 @@ from scanprior.data.manifest import Manifest
 from scanprior.data.paths import split_reference
 from scanprior.data.readers import mask_parts
 from scanprior.data.store import FORMAT, OWN_COLUMNS, VERSION, Store, moments, read_facts, totalled
+from scanprior.data.store_along import Along
 from scanprior.data.store_chunks import (
     Chunk,
     ChunkWriter,
@@ -87,6 +89,19 @@ def _stamp(path: Path) -> str:
     return f"{status.st_size}/{status.st_mtime_ns}"
 
 
+def prepare_together(
+    preparations: Sequence[Preparation], workers: int, progress: Progress | None = None
+) -> list[Store]:
+    """Make several stores of the same images, each as if it were made alone, and decode every image once.
+
+    Args:
+        preparations: of the same manifest; the channels of all of them are known.
+        workers, progress: as for ``prepare``.
+    """
+    first, *rest = preparations
+    return [first.run(workers, progress, rest), *(other.run(workers, None) for other in rest)]
+
+
 @dataclass(frozen=True)
 class Preparation:
     """One call of ``prepare``, whose arguments these are."""
@@ -99,10 +114,10 @@ class Preparation:
     fit: Fit
     masks: bool = False
 
-    def run(self, workers: int, progress: Progress | None) -> Store:
-        """Make, finish or find the store."""
-        self._check_arguments(workers)
-        request = request_key(
+    @property
+    def request(self) -> str:
+        """Key of what is asked for."""
+        return request_key(
             self.manifest,
             size=self.size,
             channels=self.channels,
@@ -110,14 +125,29 @@ class Preparation:
             fit=self.fit,
             masks=self.masks,
         )
+
+    def run(self, workers: int, progress: Progress | None, along: Sequence[Preparation] = ()) -> Store:
+        """Make, finish or find the store.
+
+        Args:
+            workers, progress: as for ``prepare``.
+            along: stores of the same images for which the same decoded images are written; to be run afterwards.
+        """
+        self._check_arguments(workers)
+        request = self.request
         if self.out.exists() and not self.out.is_dir():
             raise DataError(f"{self.out}: a file is here; name a folder for the store")
         try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            with locked(self.out):
+            with ExitStack() as held:
+                for folder in sorted(
+                    {self.out, *(other.out for other in along)}
+                ):  # all processes in this order
+                    folder.mkdir(parents=True, exist_ok=True)
+                    held.enter_context(locked(folder))
                 if (finished := self._finished(request)) is not None:
                     return finished
-                records, shards = self._all_chunks(request, workers, progress)
+                left = [other for other in along if other._finished(other.request) is None]
+                records, shards = self._all_chunks(request, workers, progress, left)
                 return self._finish(records, shards, request)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -173,7 +203,9 @@ class Preparation:
     def _journal(self, channels: int) -> Path:
         return self.out / f"journal-{'grey' if channels == 1 else 'rgb'}.jsonl"
 
-    def _all_chunks(self, request: str, workers: int, progress: Progress | None) -> tuple[Journal, Shards]:
+    def _all_chunks(
+        self, request: str, workers: int, progress: Progress | None, along: Sequence[Preparation]
+    ) -> tuple[Journal, Shards]:
         """Prepare every chunk; where channels are not given, as grey until a colour image comes up.
 
         Then the grey chunks are copied, three times each channel, instead of decoded again: it is
@@ -181,13 +213,20 @@ class Preparation:
         """
         if self.channels is None and not self._journal(3).exists():
             try:
-                return self._chunks(1, request, workers, progress), self._shards(1)
+                return self._chunks(1, request, workers, progress, ()), self._shards(1)
             except ColourFound as found:
                 log.info("%s is in colour: the store gets 3 channels", found)
         channels = self.channels or 3
-        return self._chunks(channels, request, workers, progress), self._shards(channels)
+        return self._chunks(channels, request, workers, progress, along), self._shards(channels)
 
-    def _chunks(self, channels: int, request: str, workers: int, progress: Progress | None) -> Journal:
+    def _chunks(
+        self,
+        channels: int,
+        request: str,
+        workers: int,
+        progress: Progress | None,
+        along: Sequence[Preparation],
+    ) -> Journal:
         shards, total = self._shards(channels), len(self.manifest)
         journal = Journal(self._journal(channels), request)
         grey = None
@@ -196,6 +235,7 @@ class Preparation:
         done = sum(journal.done.values())
         self._check_space(shards, total - done)
         shards.allocate()
+        beside = [other._begun(place) for place, other in enumerate(along)]
         writer = ChunkWriter(
             root=self.manifest.root,
             shards=shards,
@@ -203,17 +243,28 @@ class Preparation:
             masks=self.masks,
             grey_only=self.channels is None and channels == 1,
             grey=self._shards(1),
+            along=tuple((made.shards, other.fit) for made, other in zip(beside, along, strict=True)),
         )
         if progress is not None:
             progress(done, total)
         todo = self._todo(set(journal.done), grey)
         few = total - done <= division(self.size, self.depth)[0]  # not worth starting processes for
         for record in prepare_chunks(todo, writer, writer.try_image, 0 if few else workers):
+            for made in beside:
+                made.take(record)
             journal.add(record)
             done += len(record.images)
             if progress is not None:
                 progress(done, total)
         return journal
+
+    def _begun(self, place: int) -> Along:
+        """Begin this store along with another one."""
+        assert self.channels is not None, "a store that is made along with another one has known channels"
+        shards, journal = self._shards(self.channels), Journal(self._journal(self.channels), self.request)
+        self._check_space(shards, len(self.manifest) - sum(journal.done.values()))
+        shards.allocate()
+        return Along(shards, journal, division(self.size, self.depth)[0], place)
 
     def _todo(self, done: set[int], grey: Journal | None) -> Iterator[Chunk]:
         """Yield the chunks to do: first those to copy from the grey store, then those to decode."""
