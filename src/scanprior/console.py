@@ -133,9 +133,15 @@ def comparison_table(result: dict[str, Any]) -> Table:
 
 
 def ensemble_table(result: dict[str, Any]) -> Table:
-    """Return the first metric of an ensemble and its members, and what the ensemble gains, as a table."""
-    section = result["ensemble"]
-    first = next((row for row in result["metrics"] if row["value"] is not None), result["metrics"][0])
+    """Return the AUROC of an ensemble and its members, and what the ensemble gains, as a table.
+
+    Of several classes it is the macro AUROC, as the best member is chosen by it; where there is none, the first
+    metric that has a value.
+    """
+    section, rows = result["ensemble"], result["metrics"]
+    known = [row for row in rows if row["value"] is not None] or rows
+    macro = [row for row in known if (row["metric"], row["class"]) == ("auroc", "macro")]
+    first = (macro or known)[0]
     key = (first["metric"], first["class"])
 
     def of(rows: list[dict[str, Any]]) -> dict[str, Any]:

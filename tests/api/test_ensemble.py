@@ -16,6 +16,7 @@ from scipy.special import softmax
 from api.conftest import FINETUNING, FROM_PARENT, Command
 from api.runs import copied, used
 from scanprior import api
+from scanprior.api.models import load_predictor
 from scanprior.engine.checkpoint import load_weights, replace_weights
 from scanprior.errors import RunError
 from scanprior.evaluation import Combination
@@ -299,21 +300,68 @@ def test_what_needs_one_network_refuses_an_ensemble(
 # what is said of the images
 
 
-def test_patients_and_selected_images_in_the_evaluation_are_told(
+def with_history(run: Run, place: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Path:
+    """Copy a run that says it has used other images."""
+    copy = shutil.copytree(run.path, place)
+    table = pd.read_parquet(copy / "data.parquet")
+    change(table).to_parquet(copy / "data.parquet", index=False)
+    return copy
+
+
+def trained_on_a_patient(table: pd.DataFrame, **also: str) -> pd.DataFrame:
+    """Add a training image of the patient of the first test image."""
+    first = table[table["used"] == "test"].iloc[[0]]
+    return pd.concat([table, first.assign(image="other.png", used="train", pixels="0" * 32)]).assign(**also)
+
+
+@pytest.mark.parametrize("source", [{}, {"source": "under another name"}])
+def test_a_member_trained_on_patients_of_the_test_images_is_refused_with_the_list(
+    members: list[Run], tmp_path: Path, refused: Callable[..., str], source: dict[str, str]
+) -> None:
+    other = with_history(members[1], tmp_path / "copy", lambda table: trained_on_a_patient(table, **source))
+    tested = pd.read_parquet(other / "data.parquet").query("used == 'test'").iloc[0]
+    said = refused("ensemble", members[0].path, other, "--out", tmp_path / "out")
+    assert f"{other}: was trained on other images of 1 patient of the test images" in said
+    assert f"({tested['patient']})" in said
+
+
+def test_what_flatters_all_members_alike_is_told(
     members: list[Run], tmp_path: Path, scanprior: Command
 ) -> None:
-    copy = shutil.copytree(members[1].path, tmp_path / "copy")
-    table = pd.read_parquet(copy / "data.parquet")
-    test = table.index[table["used"] == "test"]
-    table.loc[test[0], ["used", "pixels"]] = ["train", "0" * 32]  # another image of this patient
-    table.loc[test[1:4], "used"] = "val"
-    table.to_parquet(copy / "data.parquet", index=False)
-    said = scanprior("ensemble", members[0].path, copy, "--out", tmp_path / "out")
+    """The first member's division is not by patient, and the second was selected on test images."""
+    first = with_history(members[0], tmp_path / "first", trained_on_a_patient)
+
+    def selected(table: pd.DataFrame) -> pd.DataFrame:
+        test = table.index[table["used"] == "test"]
+        table.loc[test[1:4], "used"] = "val"
+        return trained_on_a_patient(table)
+
+    second = with_history(members[1], tmp_path / "second", selected)
+    said = scanprior("ensemble", first, second, "--out", tmp_path / "out")
     assert said.code == 0, said.err
     notes = Run.open(tmp_path / "out").card["notes"]
-    assert any(note.startswith("patients of the evaluated") and note.endswith(": 1") for note in notes), notes
+    assert sum(note.startswith("1 patient of the evaluated images (") for note in notes) == 2, notes
     assert any("was selected on 3 of the evaluated images" in note for note in notes)
     assert all(f"warning: {note}" in said.out for note in notes)
+
+
+def test_evaluation_of_other_data_decodes_each_image_once(
+    phantoms: Path, mean: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scanprior.data import store_chunks
+
+    elsewhere = copied(phantoms, tmp_path / "elsewhere", lambda table: table.iloc[:20])
+    read: list[str] = []
+    real = store_chunks.read_reference
+    monkeypatch.setattr(
+        store_chunks, "read_reference", lambda name, root: (read.append(name), real(name, root))[1]
+    )
+    how: dict[str, Any] = {"split": "all", "name": "decoded", "settings": ["data.workers=0"]}
+    result = api.evaluate(mean.path, data=elsewhere, **how)
+    assert len(load_predictor(mean).forms) == 2
+    assert len(read) == len(set(read)) == result["n"] == 20
+    api.evaluate(mean.path, data=elsewhere, **how)
+    assert len(read) == 20
 
 
 def test_without_test_images_validation_is_evaluated(
@@ -334,6 +382,9 @@ def test_without_test_images_validation_is_evaluated(
     result = evaluation(run, "validation")
     assert result["n"] == run.card["ensemble"]["validation_images"] == len(used(run, "val"))
     assert "was selected" not in " ".join(run.card["notes"])
+    assert any(
+        note.startswith("weighted was fitted and the best member was chosen") for note in run.card["notes"]
+    )
 
 
 def test_a_temperature_at_the_end_of_its_range_is_told() -> None:

@@ -17,7 +17,7 @@ from scanprior.api.models import load_classifier
 from scanprior.api.prediction_tables import certain, labelled_only, predictions_table, recombined
 from scanprior.api.predictor import Member, Predictor
 from scanprior.api.settings import DataConfig, EnsembleConfig
-from scanprior.api.sources import Images, add_forms, load
+from scanprior.api.sources import Images, load
 from scanprior.config import build, merge, parse_settings
 from scanprior.engine import Reporter
 from scanprior.errors import ConfigError, DataError, RunError
@@ -73,13 +73,12 @@ def ensemble(
     members = _opened(runs, Path(out), reporter)
     config = _config(members, method, settings)
     Run.check(Path(out), config, resume=False, overwrite=overwrite)
-    images = load(config.sources, config.data, reporter, learn="labels")
-    histories = [History.of(run) for run in members]
-    val, test = common_rows(images, histories, method, reporter)
-    names = _names(members)
+    histories, names = [History.of(run) for run in members], _names(members)
     loaded = [Member(*load_classifier(run), name) for run, name in zip(members, names, strict=True)]
     predictor = Predictor(loaded, Combination())
-    add_forms(images, config.sources, config.data, predictor.further_forms, reporter)
+    data = config.data.model_copy(update={"channels": predictor.preprocessing.channels})
+    images = load(config.sources, data, reporter, learn="labels", forms=predictor.further_forms)
+    val, test = common_rows(images, histories, method, reporter)
     batch = config.evaluation.batch_size
     tables = [predictions_table(images, rows, predictor, batch) for rows in (val, test)]
     validated = certain(labelled_only(tables[0], predictor), predictor)
@@ -216,6 +215,12 @@ def _card(
     labels = {run.card["data"].get("labels_used") for run in members}
     evaluated = test if len(test) else images.rows("val")
     notes = notes_about(images, histories, evaluated)
+    if not len(test):
+        fitted = f"{config.method} was fitted and " if config.method in FITTED_METHODS else ""
+        notes.append(
+            f"{fitted}the best member was chosen on the validation images that are evaluated, as there are no test "
+            "images"
+        )
     notes += _notes_on_temperatures(section)
     notes += [f"{run.path}: {note}" for run in members for note in run.card.get("notes") or []]
     return describe(

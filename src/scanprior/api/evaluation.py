@@ -26,7 +26,7 @@ from scanprior.api.prediction_tables import (
 )
 from scanprior.api.predictor import Predictor
 from scanprior.api.settings import DataConfig, EvaluationConfig
-from scanprior.api.sources import Images, Learn, add_forms, load, renamed
+from scanprior.api.sources import Images, Learn, load, renamed
 from scanprior.config import build, merge, nest, parse_settings
 from scanprior.data.store import ImageStore
 from scanprior.data.transforms import Preprocessing
@@ -250,9 +250,10 @@ def open_subject(
     data_config = build(DataConfig, merge(*layers, sets.get("data", {})), nest({"exclude_leaks": False}))
     learn: Learn = "masks" if segments else "labels"
     divide = data is None or split in ("train", "val", "test", "held-out")
-    images = load(sources, data_config, reporter, learn=learn, divide=divide)
-    if isinstance(model, Predictor):
-        add_forms(images, sources, data_config, model.further_forms, reporter)
+    forms = model.further_forms if isinstance(model, Predictor) else []
+    if forms:  # of the member that the settings are of
+        data_config = data_config.model_copy(update={"channels": preprocessing.channels})
+    images = load(sources, data_config, reporter, learn=learn, divide=divide, forms=forms)
     if label_map:  # after the division, which is then the one that a training on these data makes
         images.frame = images.frame.assign(label=renamed(images.frame, label_map, str(data)))
     rows, said = choose_rows(images, split, own=data is None)

@@ -14,6 +14,7 @@ from scanprior.api.sources import Images
 from scanprior.engine import Reporter
 from scanprior.errors import DataError, RunError
 from scanprior.evaluation import FITTED_METHODS
+from scanprior.reporting.formatting import plural
 from scanprior.run import Run
 
 Rows = NDArray[np.int64]
@@ -47,12 +48,30 @@ class History:
         """Return the digests of the images of a use: train, val or test."""
         return set(self.table.loc[self.table["used"] == use, "pixels"])
 
-    def patients(self, use: str) -> set[tuple[str, str]]:
-        """Return source and name of the patients of a use, where they are known."""
+    def trained_patients(self, frame: pd.DataFrame) -> list[str]:
+        """Return the patients of some images who have training images of this run, sorted.
+
+        A patient is known by source and name, and by what this run calls the patient of the same pixels.
+        """
         if "patient" not in self.table or "source" not in self.table:
-            return set()
-        rows = self.table[(self.table["used"] == use) & self.table["patient"].notna()]
-        return set(zip(rows["source"], rows["patient"], strict=True))
+            return []
+        own = pd.DataFrame({"who": _patients(self.table), "pixels": self.table["pixels"]})
+        trained = set(own.loc[(self.table["used"] == "train") & own["who"].notna(), "who"])
+        asked = pd.DataFrame({"pixels": frame["pixels"], "here": _patients(frame)}).drop_duplicates()
+        asked = asked.merge(own.drop_duplicates(), on="pixels", how="left")
+        found = asked[asked["here"].isin(trained) | asked["who"].isin(trained)]
+        named = found["here"].where(found["here"].notna(), found["who"])
+        return sorted({str(name) for _, name in named})
+
+
+def _patients(table: pd.DataFrame) -> pd.Series:
+    """Return source and name of every image's patient, None where it is unknown."""
+    if "patient" not in table:
+        return pd.Series(None, index=table.index, dtype=object)
+    pairs = zip(table["source"], table["patient"], strict=True)
+    return pd.Series(
+        [(source, name) if pd.notna(name) else None for source, name in pairs], table.index, dtype=object
+    )
 
 
 def common_rows(
@@ -61,20 +80,13 @@ def common_rows(
     """Return the rows that all members validated on, and the test rows.
 
     Raises:
-        DataError: a member was trained on an image to evaluate on, or a method lacks validation images.
+        DataError: a member was trained on an image to evaluate on, or on another one of its patient though the
+            first member was not; or a method lacks validation images.
     """
     val, test = images.rows("val"), images.rows("test")
     pixels = images.frame["pixels"]
     name, evaluated = ("test", test) if len(test) else ("validation", val)
-    for history in histories:
-        seen = evaluated[pixels.iloc[evaluated].isin(history.pixels("train")).to_numpy()]
-        if len(seen):
-            named = ", ".join(images.frame["image"].iloc[seen[:LISTED]])
-            more = f" and {len(seen) - LISTED} more" if len(seen) > LISTED else ""
-            raise DataError(
-                f"{history.path}: was trained on {len(seen)} of the {len(evaluated)} {name} images of "
-                f"{histories[0].path} ({named}{more}); combine runs of the same division of the data"
-            )
+    _refuse_trained_on(images, histories, evaluated, name)
     for history in histories:
         val = val[pixels.iloc[val].isin(history.pixels("val") - history.pixels("train")).to_numpy()]
     for text in notes_about(images, histories, evaluated):
@@ -91,19 +103,43 @@ def common_rows(
     return val, test
 
 
+def _refuse_trained_on(images: Images, histories: Sequence[History], evaluated: Rows, name: str) -> None:
+    """Refuse members that know the images to evaluate on, or their patients.
+
+    Patients whom the first member knows too are in both parts by its own division: that is warned of.
+    """
+    frame, first = images.frame.iloc[evaluated], histories[0]
+    allowed = set(first.trained_patients(frame))
+    for history in histories:
+        seen = frame.loc[frame["pixels"].isin(history.pixels("train")), "image"].tolist()
+        if seen:
+            raise DataError(
+                f"{history.path}: was trained on {len(seen)} of the {len(frame)} {name} images of {first.path} "
+                f"({_listed(seen)}); combine runs of the same division of the data"
+            )
+        known = [patient for patient in history.trained_patients(frame) if patient not in allowed]
+        if known:
+            raise DataError(
+                f"{history.path}: was trained on other images of {plural(len(known), 'patient')} of the {name} "
+                f"images of {first.path} ({_listed(known)}); combine runs of the same division of the data"
+            )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(map(str, names[:LISTED])) + more
+
+
 def notes_about(images: Images, histories: Sequence[History], evaluated: Rows) -> list[str]:
     """Return what makes the evaluation a little too good: patients and selected images of members in it."""
     said, frame = [], images.frame.iloc[evaluated]
     for history in histories:
-        if "patient" in frame:
-            pairs = list(zip(frame["source"], frame["patient"], strict=True))
-            known = history.patients("train")
-            patients = {pair for pair in pairs if pd.notna(pair[1]) and pair in known}
-            if patients:
-                said.append(
-                    "patients of the evaluated images who have other images among the training images of "
-                    f"{history.path}: {len(patients)}"
-                )
+        patients = history.trained_patients(frame)
+        if patients:
+            said.append(
+                f"{plural(len(patients), 'patient')} of the evaluated images ({_listed(patients)}) have other images "
+                f"among the training images of {history.path}, as the division of the data is not by patient"
+            )
         chosen = int(frame["pixels"].isin(history.pixels("val")).sum())
         if chosen and not (frame["split"] == "val").any():
             said.append(f"{history.path} was selected on {chosen} of the evaluated images")

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -20,8 +20,8 @@ from scanprior.data.index import index as index_source
 from scanprior.data.manifest import Manifest
 from scanprior.data.masks import Masks, mask_columns, prepare_masks
 from scanprior.data.split import assign_splits, split_fingerprint
-from scanprior.data.store import OWN_COLUMNS, ImageStore, Store, concatenate, prepare
-from scanprior.data.store_writer import request_key
+from scanprior.data.store import OWN_COLUMNS, ImageStore, Store, concatenate
+from scanprior.data.store_writer import Preparation, prepare_together, request_key
 from scanprior.data.transforms import Form, Preprocessing
 from scanprior.engine import Reporter
 from scanprior.errors import ConfigError, DataError
@@ -176,27 +176,56 @@ def renamed(frame: pd.DataFrame, names: Mapping[str, str], what: str) -> pd.Seri
 
 def open_store(source: str | Path, data: DataConfig, reporter: Reporter) -> Store:
     """Open a prepared store, or index and prepare a source into the cache, and say so."""
+    return open_stores(source, data, (), reporter)[0]
+
+
+def open_stores(
+    source: str | Path, data: DataConfig, forms: Sequence[Form], reporter: Reporter
+) -> list[Store]:
+    """Open a source as ``open_store`` does, and in further forms; an image that is in no cache is decoded once.
+
+    Args:
+        source: a folder, a table, a manifest or a store.
+        data: how to read it; the channels are known where there are further forms.
+        forms: further forms.
+        reporter: shows progress.
+
+    Raises:
+        DataError: a prepared store holds another form.
+    """
     path = Path(source)
     if (path / "store.json").exists():
         store = Store.open(path)
-        _fits(store, data)
+        for form in (None, *forms):
+            _fits(store, data if form is None else _in_form(data, form), exactly=form is not None)
         if data.label_columns is not None or data.patient_column is not None or data.label_map:
             named = read_manifest(source, data)
             store.frame, store.label_columns = named.frame, named.label_columns
         reporter.note(f"{path}: prepared store, {len(store):,} images of {store.size} px")
-        return store
+        return [store] * (1 + len(forms))
     manifest = read_manifest(source, data)
     reporter.note(manifest.found)
-    size = data.store_size or data.size
-    place, found = _cached(manifest, size, data)
-    store = found or prepare(
-        manifest, place, size=size, channels=data.channels, depth=data.depth, fit=data.fit,
-        workers=data.workers, progress=reporter.preparing,
-    )  # fmt: skip
-    left_out = len(store.audit["left_out"])
-    gone = f", {left_out} left out (see {place / 'store.json'})" if left_out else ""
-    reporter.note(f"{'using' if found else 'prepared'} {len(store):,} images at {size} px in {place}{gone}")
-    return store
+    asked = [data, *(_in_form(data, form) for form in forms)]
+    found = [_cached(manifest, each.store_size or each.size, each) for each in asked]
+    wanted = [
+        Preparation(manifest, place, each.store_size or each.size, each.channels, each.depth, each.fit)
+        for each, (place, store) in zip(asked, found, strict=True)
+        if store is None
+    ]
+    made = iter(prepare_together(wanted, data.workers, reporter.preparing) if wanted else [])
+    stores = []
+    for place, there in found:
+        opened = there or next(made)
+        left_out = len(opened.audit["left_out"])
+        gone = f", {left_out} left out (see {place / 'store.json'})" if left_out else ""
+        what = "using" if there else "prepared"
+        reporter.note(f"{what} {len(opened):,} images at {opened.size} px in {place}{gone}")
+        stores.append(opened)
+    return stores
+
+
+def _in_form(data: DataConfig, form: Form) -> DataConfig:
+    return data.model_copy(update={**form._asdict(), "store_size": form.size})
 
 
 def _cached(manifest: Manifest, size: int, data: DataConfig) -> tuple[Path, Store | None]:
@@ -216,7 +245,7 @@ def _cached(manifest: Manifest, size: int, data: DataConfig) -> tuple[Path, Stor
     return place, None
 
 
-def _fits(store: Store, data: DataConfig) -> None:
+def _fits(store: Store, data: DataConfig, exactly: bool = False) -> None:
     wanted = data.store_size or data.size
     if store.size < data.size:
         raise DataError(
@@ -227,6 +256,11 @@ def _fits(store: Store, data: DataConfig) -> None:
         raise DataError(
             f"{store.path}: the store has {store.channels} channels, data.channels={data.channels}"
         )
+    if exactly and (store.depth, store.fit) != (data.depth, data.fit):
+        raise DataError(
+            f"{store.path}: the store holds {store.depth} bits and fit={store.fit}, a member of the ensemble needs "
+            f"{data.depth} and {data.fit}; give the folder or table that it was made from"
+        )
 
 
 def load(
@@ -236,6 +270,7 @@ def load(
     *,
     learn: Learn,
     divide: bool = True,
+    forms: Sequence[Form] = (),
 ) -> Images:
     """Open all sources and divide them.
 
@@ -250,13 +285,15 @@ def load(
         reporter: shows progress.
         learn: what of them is learned from; masks are prepared only then.
         divide: whether to divide what has no split.
+        forms: further forms in which the images are needed; then ``data`` names the channels.
 
     Raises:
         DataError: no source, sources that do not fit together, or none of what is to be learned from.
     """
     if not sources:
         raise DataError("no source given; name a folder, a table, a manifest or a store")
-    stores = [open_store(source, data, reporter) for source in sources]
+    opened = [open_stores(source, data, forms, reporter) for source in sources]
+    stores = [first for first, *_ in opened]
     frames = []
     for store in stores:
         frame = _divided(store, data, learn) if divide else _as_it_is(store)
@@ -271,34 +308,20 @@ def load(
     images.split = split_card(images.frame, data)
     if learn == "masks":
         images.masks = _masks(stores, data, reporter)
+    for number, form in enumerate(forms, start=1):
+        images.forms[form] = _same_rows(together, concatenate([each[number] for each in opened]))
     return images
 
 
-def add_forms(
-    images: Images,
-    sources: Sequence[str | Path],
-    data: DataConfig,
-    forms: Iterable[Form],
-    reporter: Reporter,
-) -> None:
-    """Open the same images in further forms, each decoded once into the cache, for all who need it.
-
-    Args:
-        images: of ``load``; gets the stores.
-        sources, data: as for ``load``.
-        forms: how they are to be stored.
-        reporter: shows progress.
+def _same_rows(first: ImageStore, other: ImageStore) -> ImageStore:
+    """Return the other store, which holds the images of the first in another form.
 
     Raises:
-        DataError: the files have changed since ``images`` were opened.
+        DataError: the files have changed between the two.
     """
-    for form in forms:
-        own = {**form._asdict(), "store_size": form.size}
-        stores = [open_store(source, data.model_copy(update=own), reporter) for source in sources]
-        store = concatenate(stores)
-        if store.frame["pixels"].tolist() != images.store.frame["pixels"].tolist():
-            raise DataError(f"{store.name}: its files have changed while they were read; run this again")
-        images.forms[form] = store
+    if other.frame["pixels"].tolist() != first.frame["pixels"].tolist():
+        raise DataError(f"{other.name}: its files have changed while they were read; run this again")
+    return other
 
 
 def _masks(stores: Sequence[Store], data: DataConfig, reporter: Reporter) -> Masks:
