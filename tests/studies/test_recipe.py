@@ -41,6 +41,9 @@ TREE: dict[str, Any] = {
 }
 
 
+ENSEMBLE = "tasks/one/ensembles/both"
+
+
 def changed(place: str, value: Any) -> dict[str, Any]:
     tree = copy.deepcopy(TREE)
     *path, last = place.split("/")
@@ -83,8 +86,15 @@ def changed(place: str, value: Any) -> dict[str, Any]:
         ("tasks/one/inits", [], r"tasks.one.inits: \[\] will not do; list should have at least 1 item"),
         ("inits", {}, "inits: {} will not do"),
         ("tasks/one/inits", ["mae"], "tasks.one.inits: the baseline 'scratch' is not among them"),
-        ("tasks/one/zzz", 1, "tasks.one.zzz: unknown configuration key; known here: data, drifts, elsewhere, inits"),
+        ("tasks/one/zzz", 1, "tasks.one.zzz: unknown configuration key; known here: data, drifts, elsewhere, ensembles"),
         ("tasks/one/elsewhere/b/zzz", 1, "tasks.one.elsewhere.b.zzz: unknown configuration key; known here: data, map"),
+        (ENSEMBLE, {"members": ["mae"]}, "tasks.one.ensembles.both.members: .* at least 2 items"),
+        (ENSEMBLE, {"members": ["mae", "mae"]}, r"members: 'mae' is given twice; for another training .* mae\+1"),
+        (ENSEMBLE, {"members": ["mae", "mae+0"]}, "tasks.one.ensembles.both.members"),
+        (ENSEMBLE, {"members": ["mae", "scratsh"]}, "the task has no init 'scratsh'; did you mean 'scratch'"),
+        (ENSEMBLE, {"members": ["mae", "scratch"], "method": "median"}, "tasks.one.ensembles.both.method: 'median'"),
+        ("tasks/one/ensembles", {"mae": {"members": ["mae", "scratch"]}}, "ensembles.mae: there is an init of this"),
+        ("tasks/two/ensembles", {"both": {"members": ["mae", "mae+1"]}}, "tasks.two.ensembles: the task is a segment"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(place: str, value: Any, said: str) -> None:
@@ -123,6 +133,41 @@ def test_the_steps_of_a_recipe() -> None:
     assert whole.drifts == ("gamma",) and not run.drifts  # curves are of the largest budget
     assert steps["runs/two/mae/all/seed3"].options["task"] == {"name": "segment"}
     assert "runs/two/next/all/seed3" not in steps
+
+
+def test_the_steps_of_ensembles() -> None:
+    tree = changed(ENSEMBLE, {"members": ["scratch", "mae+1"], "method": "geometric"})
+    tree["tasks"]["one"]["ensembles"]["twins"] = {"members": ["mae", "mae+1", "mae+2"]}
+    before = {step.name: step for step in steps_of(build(Recipe, TREE))}
+    steps = {step.name: step for step in steps_of(build(Recipe, tree))}
+    assert {name: step for name, step in steps.items() if name in before} == before, "the rest stays as it is"
+    assert len(steps) == len(before) + 2 * 3 * (2 + 2)
+    names = list(steps)
+    for place, step in enumerate(steps.values()):
+        assert all(names.index(need) < place for need in step.needs), step.name
+    both = steps["runs/one/both/all/seed4"]
+    assert both.kind == "ensemble" and both.method == "geometric"
+    assert both.needs == ("runs/one/scratch/all/seed4", "runs/one/mae+1/all/seed4")
+    assert both.drifts == ("gamma",) and both.elsewhere == {"b": ("b", {})}
+    assert both.facts == {"task": "one", "init": "both", "labels": "all", "seed": 4}
+    again, own = steps["runs/one/mae+1/40/seed3"], steps["runs/one/mae/40/seed3"]
+    assert again.kind == "member" and again.needs == own.needs and again.tuned_by == own.tuned_by
+    assert again.options["labels"] == own.options["labels"] == {"seed": 3, "count": 40}
+    assert (own.options["engine"]["seed"], again.options["engine"]["seed"]) == (3, 1003)
+    assert not again.elsewhere and not again.drifts
+    tree["seeds"] = [3, 1003]
+    with pytest.raises(ConfigError, match="seeds: two differ by a multiple of 1000"):
+        build(Recipe, tree)
+
+
+def test_an_ensemble_goes_with_a_member_that_goes() -> None:
+    tree = changed("data/c", {})
+    tree["pretraining"]["far"] = {"data": ["c"], "objective": "mae"}
+    tree["inits"]["far"] = {"start": "far"}
+    tree["tasks"]["one"]["ensembles"] = {
+        "left": {"members": ["scratch", "mae+1"]}, "gone": {"members": ["mae", "far+1"]}
+    }  # fmt: skip
+    assert list(build(Recipe, tree).without(["c"]).tasks["one"].ensembles) == ["left"]
 
 
 def test_exclusive_keys_of_the_engine_replace_each_other() -> None:

@@ -68,6 +68,10 @@ FULL: dict[str, Any] = {
             "data": "ours", "labels": [6, "all"], "metrics": ["auroc", "accuracy"],
             "tune": {"labels": [6], "grid": {"engine.lr": [0.001, 0.01]}},
             "elsewhere": {"site_b": {"data": "theirs"}}, "drifts": ["gamma"], "subgroups": {"sex": None},
+            "ensembles": {
+                "both": {"members": ["scratch", "mae"], "method": "weighted"},
+                "twins": {"members": ["scratch", "scratch+1"]},
+            },
         },
         "lungs": {
             "data": "ours", "metrics": ["dice"], "settings": {"task": {"name": "segment"}}, "inits": ["scratch"],
@@ -107,6 +111,7 @@ def test_a_study_killed_and_restarted_ends_with_the_same_results(tmp_path: Path)
     assert not whole["failed"]
     check_everything_is_there(whole, tmp_path / "whole")
     check_values(whole, tmp_path / "whole")
+    check_ensembles(whole, tmp_path / "whole")
     out = tmp_path / "killed"
     process = subprocess.Popen(command(recipe, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -125,16 +130,27 @@ def test_a_study_killed_and_restarted_ends_with_the_same_results(tmp_path: Path)
 
 
 def check_everything_is_there(results: dict[str, Any], folder: Path) -> None:
-    for part in ("pretraining", "tuned", "efficiency", "drift", "synthetic", "subgroups", "gaps", "shift"):
+    for part in (
+        "pretraining",
+        "tuned",
+        "efficiency",
+        "ensembles",
+        "drift",
+        "synthetic",
+        "subgroups",
+        "gaps",
+        "shift",
+    ):
         assert results[part], part
     for row in results["efficiency"]:
         assert (row["low"] is None) == (row["reason"] is not None)
-    assert len(results["efficiency"]) == 2 * 2 * 2 * 2 + 1
+    assert len(results["efficiency"]) == 2 * 2 * 4 * 2 + 1
+    assert len(results["ensembles"]) == 2 * 2 * 2 * (2 + 3)
     assert {row["kind"] for row in results["synthetic"]} == {"none", "gamma", "noise"}
     page = (folder / "report.html").read_text()
     assert "Phantoms" in page and "site_b" in page and "lungs" in page
     check_markdown(results, (folder / "report.md").read_text())
-    for name in ("efficiency", "drift", "synthetic", "subgroups", "gaps"):
+    for name in ("efficiency", "ensembles", "drift", "synthetic", "subgroups", "gaps"):
         assert len(pd.read_csv(folder / "tables" / f"{name}.csv")) == len(results[name])
 
 
@@ -148,6 +164,43 @@ def check_markdown(results: dict[str, Any], text: str) -> None:
         if before.startswith("|") and line.startswith("|"):
             assert before.count(" | ") == line.count(" | "), "rows of one table have as many cells"
     assert "## lungs" in text and "synthetic" in text
+
+
+def check_ensembles(results: dict[str, Any], folder: Path) -> None:
+    """Ensembles are of members of one seed and the same labels, and compared with them as their runs were measured."""
+
+    def area(init: str, seed: int) -> float:
+        file = folder / "runs" / "screening" / init / "6" / f"seed{seed}" / "evaluations" / "test.parquet"
+        table = pd.read_parquet(file)
+        return float(roc_auc_score(table["label"] == "abnormal", table["prob:abnormal"]))
+
+    for name, members in (("both", ["scratch", "mae"]), ("twins", ["scratch", "scratch+1"])):
+        run = Run.open(folder / "runs" / "screening" / name / "6" / "seed1")
+        assert run.members() == [folder / "runs" / "screening" / member / "6" / "seed1" for member in members]
+        used = [pd.read_parquet(path / "data.parquet") for path in run.members()]
+        trained = [set(table.loc[table["used"] == "train", "image"]) for table in used]
+        assert trained[0] == trained[1] and len(trained[0]) == 6, "the same labels"
+        rows = {
+            row["against"]: row for row in results["ensembles"]
+            if (row["init"], row["labels"], row["evaluation"], row["metric"]) == (name, 6, "test", "auroc")
+        }  # fmt: skip
+        mine = np.mean([area(name, seed) for seed in (0, 1)])
+        of_members = np.array([[area(member, seed) for seed in (0, 1)] for member in members])
+        best = [
+            Run.open(folder / "runs/screening" / name / "6" / f"seed{seed}").card["ensemble"]["best"]
+            for seed in (0, 1)
+        ]
+        assert rows["mean member"]["difference"] == pytest.approx(mine - of_members.mean())
+        assert rows["best member"]["difference"] == pytest.approx(mine - of_members[best, [0, 1]].mean())
+    other = np.mean([area("both", seed) for seed in (0, 1)])  # it stands before twins
+    assert rows["both"]["difference"] == pytest.approx(mine - other)
+    page = (folder / "report.md").read_text()
+    assert (
+        "What ensembles gain, test" in page and "twins is the mean of the probabilities, of scratch" in page
+    )
+    drifts = [row["init"] for row in results["synthetic"] if row["kind"] == "gamma"]
+    assert {"twins", "both"} <= set(drifts) and "scratch+1" not in drifts
+    assert {row["init"] for row in results["drift"]} == {"scratch", "mae", "twins", "both"}
 
 
 def check_values(results: dict[str, Any], folder: Path) -> None:

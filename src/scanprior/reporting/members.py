@@ -9,16 +9,9 @@ from scanprior.evaluation.ensembles import CALIBRATION
 from scanprior.reporting.formatting import count, finite, interval, number
 from scanprior.reporting.runfiles import part
 from scanprior.reporting.study_tables import Table
-from scanprior.reporting.tables import Evaluation, headline, metric_name
+from scanprior.reporting.tables import Evaluation, combination_name, headline, metric_name
 
 Row = Mapping[str, Any]
-
-METHODS = {
-    "mean": "mean of the probabilities",
-    "geometric": "geometric mean of the probabilities",
-    "calibrated": "mean of the probabilities after a temperature for each member",
-    "weighted": "weighted mean of the probabilities",
-}
 
 
 def ensemble_facts(model: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -29,7 +22,7 @@ def ensemble_facts(model: Mapping[str, Any]) -> list[tuple[str, str]]:
     fitted = found.get("temperatures") or found.get("weights")
     images = count(found.get("validation_images"))
     best, members = found.get("best"), found.get("members") or []
-    facts = [("Method", METHODS.get(str(found.get("method")), str(found.get("method")))),
+    facts = [("Method", combination_name(str(found.get("method")))),
              ("Members", count(len(members)))]  # fmt: skip
     facts.append(("Validation images in common", images))
     if fitted:

@@ -20,6 +20,7 @@ from scanprior.reporting.study_tables import (
     data_table,
     drift_tables,
     efficiency_table,
+    ensemble_tables,
     pretraining_table,
     shift_table,
     signed,
@@ -152,6 +153,7 @@ def _section(results: Mapping[str, Any], task: str, place: int) -> Section:
                 (f"{metric_name(each)}{of_class}, {where}", efficiency_table(part, results["baseline"]))
             )
     figures += _synthetic(results, task, metric, inits, place)
+    tables += ensemble_tables(results, task, facts)
     tables += drift_tables(results, task, facts)
     tables += subgroup_tables(results, task)
     return Section(f"task-{place}", task, _task_verdict(rows, metric, evaluations, facts), figures, tables)

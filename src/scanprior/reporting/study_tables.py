@@ -8,7 +8,7 @@ from typing import Any
 
 from scanprior.evaluation import LOWER_IS_BETTER
 from scanprior.reporting.formatting import count, finite, number
-from scanprior.reporting.tables import metric_name
+from scanprior.reporting.tables import combination_name, metric_name
 
 Row = Mapping[str, Any]
 
@@ -155,6 +155,56 @@ def _match(match: Mapping[str, Any]) -> str:
         return f"{sign}{count(entry['labels'])}"
 
     return f"{say(match['labels'])} [{say(match['low'])} to {say(match['high'])}]"
+
+
+def ensemble_tables(
+    results: Mapping[str, Any], task: str, facts: Mapping[str, Any]
+) -> list[tuple[str, Table]]:
+    """Return, of every evaluation, what the ensembles of a task gain over their members and each other."""
+    made = []
+    rows = [row for row in results["ensembles"] if row["task"] == task]
+    several = {
+        key for key in ((row["metric"], row["class"]) for row in rows) if key[1] not in ("all", "macro")
+    }
+    told = "; ".join(
+        f"{name} is the {combination_name(spec['method'])}, of {', '.join(spec['members'])}"
+        for name, spec in facts["ensembles"].items()
+    )
+    further = any("+" in member for spec in facts["ensembles"].values() for member in spec["members"])
+    caption = (
+        f"{told}. {'+1: another training of the init on the same labels. ' if further else ''}Paired by patient and "
+        "seed. The best member is chosen on validation, for each seed."
+    )
+    for evaluation in dict.fromkeys(row["evaluation"] for row in rows):
+        body = [
+            [
+                str(row["labels_used"]),
+                row["init"],
+                row["against"],
+                metric_name(row["metric"])
+                + (f" of {row['class']}" if (row["metric"], row["class"]) in several else ""),
+                number(row["value"]),
+                number(row["value_against"]),
+                f"{signed(row['difference'])} {span(row['difference_low'], row['difference_high'])}".strip()
+                if finite(row["difference"]) is not None
+                else str(row["difference_reason"]),
+                number(row["p"]) if finite(row["p"]) is not None else "–",
+            ]
+            for row in rows
+            if row["evaluation"] == evaluation
+        ]
+        header = [
+            "Labels",
+            "Ensemble",
+            "Minus",
+            "Metric",
+            "Ensemble’s",
+            "The other’s",
+            "Difference [interval]",
+            "p",
+        ]
+        made.append((f"What ensembles gain, {evaluation}", Table(caption, header, body)))
+    return made
 
 
 def drift_tables(results: Mapping[str, Any], task: str, facts: Mapping[str, Any]) -> list[tuple[str, Table]]:

@@ -34,11 +34,22 @@ METRIC_NAMES = {
     "hausdorff95": "95 % Hausdorff distance",
     "surface_distance": "Average surface distance",
 }
+COMBINATIONS = {
+    "mean": "mean of the probabilities",
+    "geometric": "geometric mean of the probabilities",
+    "calibrated": "mean of the probabilities after a temperature for each member",
+    "weighted": "weighted mean of the probabilities",
+}
 COLUMN_NAMES = {"ece": "ECE"}  # where the full name would make a table too wide
 WHOLE_SET = ("all", "macro", "micro", "weighted")
 SPLIT_ORDER = ("train", "val", "test")
 
 Evaluation = Mapping[str, Any]
+
+
+def combination_name(method: str) -> str:
+    """Return what a method of combining the members of an ensemble does."""
+    return COMBINATIONS.get(method, method)
 
 
 def metric_name(name: str) -> str:

@@ -39,6 +39,8 @@ class Execution:
             self._shift(step)
         elif step.kind == "pretrain":
             self._pretrain(step)
+        elif step.kind == "ensemble":
+            self._ensemble(step)
         else:
             self._finetune(step)
 
@@ -65,13 +67,29 @@ class Execution:
 
     def _finetune(self, step: Step) -> None:
         from scanprior import api
-
-        out = self.folder / step.name
         from scanprior.api.settings import layered
 
+        out = self.folder / step.name
         options = layered(step.options, self.best_of(step.tuned_by)[1]) if step.tuned_by else step.options
         api.finetune(self.data(step.data[0]), out=out, parent=self._start(step), config=options, resume=True)
         self._tidy(out)
+        self._measure(step)
+
+    def _ensemble(self, step: Step) -> None:
+        from scanprior import api
+
+        out = self.folder / step.name
+        if not Run.finished(out):
+            assert step.method is not None
+            members = [self.folder / name for name in step.needs]
+            api.ensemble(members, out=out, method=step.method, overwrite=True)
+        self._measure(step)
+
+    def _measure(self, step: Step) -> None:
+        """Test a finished run on other data and under synthetic drifts, where that is left to do."""
+        from scanprior import api
+
+        out = self.folder / step.name
         for name in self._evaluations_left(step):
             data, label_map = step.elsewhere[name]
             split = "held-out" if data in self.seen else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from math import inf, log
 from pathlib import Path
@@ -12,9 +12,10 @@ from typing import Any, Literal
 from scanprior.api.settings import layered
 from scanprior.config import Tree, nest
 from scanprior.run import RELEASED
-from scanprior.studies.recipe import Labels, Recipe, TaskSpec, TuneSpec
+from scanprior.studies.recipe import AGAIN, Labels, Recipe, TaskSpec, TuneSpec, member_of
 
-Kind = Literal["pretrain", "tune", "finetune", "shift"]
+Kind = Literal["pretrain", "tune", "finetune", "member", "ensemble", "shift"]
+"""``member``: a fine-tuning that only ensembles need."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,11 @@ class Step:
     Attributes:
         name: also its place in the folder of the study, such as ``runs/lungs/gmml/25/seed0``.
         kind: what is done.
-        needs: names of the steps before it.
+        needs: names of the steps before it; of an ensemble, its members in their order.
         data: names of data sets: trained on; of a shift, reference and target.
-        options: the configuration of the training.
+        options: the configuration of the training; of an ensemble, that of its first member.
         objective: of a pretraining.
+        method: of an ensemble.
         start: the run whose encoder is the starting point: a step's name, or a folder.
         tuned_by: tuning steps and what each tries; this step takes what the best on validation tried.
         elsewhere: evaluation name to data set and map of labels.
@@ -41,6 +43,7 @@ class Step:
     needs: tuple[str, ...] = ()
     options: Tree = field(default_factory=dict)
     objective: str | None = None
+    method: str | None = None
     start: str | None = None
     tuned_by: tuple[tuple[str, Tree], ...] = ()
     elsewhere: dict[str, tuple[str, dict[str, str]]] = field(default_factory=dict)
@@ -56,6 +59,7 @@ def steps_of(recipe: Recipe) -> list[Step]:
     for seed in recipe.seeds:  # seed by seed: a study that is stopped early has whole comparisons
         for task in recipe.tasks:
             made += _finetunings(recipe, task, seed)
+            made += _ensembles(recipe, task, seed)
     return made
 
 
@@ -112,9 +116,9 @@ def _start(recipe: Recipe, init: str) -> tuple[str | None, tuple[str, ...]]:
     return str(Path(start).expanduser().resolve()), ()
 
 
-def _options(recipe: Recipe, task: str, init: str, labels: Labels, seed: int) -> Tree:
+def _options(recipe: Recipe, task: str, init: str, labels: Labels, seed: int, again: int = 0) -> Tree:
     budget: Tree = {"seed": seed} if labels == "all" else {"seed": seed, "count": labels}
-    given = {"labels": budget, "engine": {"seed": seed}}
+    given = {"labels": budget, "engine": {"seed": seed + again * AGAIN}}
     return layered(recipe.settings, recipe.tasks[task].settings, recipe.inits[init].settings, given)
 
 
@@ -143,25 +147,62 @@ def _points(tune: TuneSpec, place: str) -> Iterator[tuple[str, Tree]]:
 
 
 def _finetunings(recipe: Recipe, task: str, seed: int) -> Iterator[Step]:
+    for labels, init in product(recipe.tasks[task].labels, recipe.inits_of(task)):
+        yield _measured(recipe.tasks[task], _finetuning(recipe, task, init, labels, seed))
+
+
+def _finetuning(recipe: Recipe, task: str, init: str, labels: Labels, seed: int, again: int = 0) -> Step:
+    """Return a fine-tuning; ``again`` > 0: a further one on the same labels, for ensembles."""
     spec = recipe.tasks[task]
-    for labels, init in product(spec.labels, recipe.inits_of(task)):
-        start, needs = _start(recipe, init)
-        tuned_by: tuple[tuple[str, Tree], ...] = ()
-        if spec.tune is not None:
-            nearest = _nearest(labels, spec.tune.labels)
-            tuned_by = tuple(_points(spec.tune, f"tuning/{task}/{init}/{nearest}"))
-        yield Step(
-            f"runs/{task}/{init}/{labels}/seed{seed}",
-            "finetune",
+    start, needs = _start(recipe, init)
+    tuned_by: tuple[tuple[str, Tree], ...] = ()
+    if spec.tune is not None:
+        nearest = _nearest(labels, spec.tune.labels)
+        tuned_by = tuple(_points(spec.tune, f"tuning/{task}/{init}/{nearest}"))
+    return Step(
+        _run(task, f"{init}+{again}" if again else init, labels, seed),
+        "member" if again else "finetune",
+        (spec.data,),
+        (*needs, *(name for name, _ in tuned_by)),
+        _options(recipe, task, init, labels, seed, again),
+        start=start,
+        tuned_by=tuned_by,
+        facts={"task": task, "init": init, "labels": labels, "seed": seed},
+    )
+
+
+def _ensembles(recipe: Recipe, task: str, seed: int) -> Iterator[Step]:
+    """Yield the ensembles of a task, and before them the further trainings that they need."""
+    spec = recipe.tasks[task]
+    members = dict.fromkeys(member for each in spec.ensembles.values() for member in each.members)
+    for labels in spec.labels:
+        for init, again in map(member_of, members):
+            if again:
+                yield _finetuning(recipe, task, init, labels, seed, again)
+    for labels, (name, ensemble) in product(spec.labels, spec.ensembles.items()):
+        step = Step(
+            _run(task, name, labels, seed),
+            "ensemble",
             (spec.data,),
-            (*needs, *(name for name, _ in tuned_by)),
-            _options(recipe, task, init, labels, seed),
-            start=start,
-            tuned_by=tuned_by,
-            elsewhere={name: (where.data, where.map) for name, where in spec.elsewhere.items()},
-            drifts=tuple(spec.drifts) if labels == _most(spec) else (),
-            facts={"task": task, "init": init, "labels": labels, "seed": seed},
+            tuple(_run(task, member, labels, seed) for member in ensemble.members),
+            _options(recipe, task, member_of(ensemble.members[0])[0], labels, seed),
+            method=ensemble.method,
+            facts={"task": task, "init": name, "labels": labels, "seed": seed},
         )
+        yield _measured(spec, step)
+
+
+def _run(task: str, init: str, labels: Labels, seed: int) -> str:
+    return f"runs/{task}/{init}/{labels}/seed{seed}"
+
+
+def _measured(spec: TaskSpec, step: Step) -> Step:
+    """Return a step with what is measured of its run beside the task's own test images."""
+    return replace(
+        step,
+        elsewhere={name: (where.data, where.map) for name, where in spec.elsewhere.items()},
+        drifts=tuple(spec.drifts) if step.facts["labels"] == _most(spec) else (),
+    )
 
 
 def _size(labels: Labels) -> float:

@@ -21,6 +21,7 @@ from scanprior.data.drifts import DRIFTS
 from scanprior.data.phantom import PhantomConfig
 from scanprior.errors import ConfigError
 from scanprior.evaluation import MASK_METRICS, METRICS
+from scanprior.evaluation.combination import Method
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """Of a part of a recipe, and of the folder of its runs."""
@@ -80,6 +81,38 @@ class ElsewhereSpec(Config):
     map: dict[str, str] = Field({}, description="its labels: labels of the task")
 
 
+Member = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(\+[1-9][0-9]?)?$")]
+"""``INIT``: its run. ``INIT+1``, ``INIT+2`` …: another training of it on the same labels, of another seed."""
+AGAIN = 1000
+"""What is added to the seed of a training for ``+1``: no training of ``seeds`` is ever taken for another one."""
+
+
+def member_of(name: str) -> tuple[str, int]:
+    """Return the init of a member of an ensemble, and which further training it is; 0 = the init's own run."""
+    init, _, again = name.partition("+")
+    return init, int(again or 0)
+
+
+class EnsembleSpec(Config):
+    """Runs of one seed and budget of a task that predict together; compared as if it were an init."""
+
+    members: list[Member] = Field(
+        min_length=2, description="inits; INIT+1: another training of it on the same labels"
+    )
+    method: Method = Field("mean", description="mean, geometric, calibrated or weighted")
+
+    @field_validator("members")
+    @classmethod
+    def _once(cls, value: list[str]) -> list[str]:
+        for place, member in enumerate(value):
+            if member in value[:place]:
+                init, again = member_of(member)
+                raise ValueError(
+                    f"{member!r} is given twice; for another training of the same init write {init}+{again + 1}"
+                )
+        return value
+
+
 class TuneSpec(Config):
     """What is chosen on validation, for every init alike."""
 
@@ -119,6 +152,9 @@ class TaskSpec(Config):
         None, description="which, the baseline among them; empty = all"
     )
     tune: TuneSpec | None = Field(None, description="empty = nothing is chosen")
+    ensembles: dict[Name, EnsembleSpec] = Field(
+        {}, description="of members of the same seed and labels, as scanprior ensemble makes them"
+    )
     elsewhere: dict[Name, ElsewhereSpec] = Field({}, description="drift: other data, as it is")
     drifts: Annotated[list[str], Once] = Field(
         [], description="synthetic drifts of the test images, at five severities"
@@ -216,6 +252,7 @@ class Recipe(Config):
         self._no_cycle()
         self._one_division()
         self._known_metrics()
+        self._ensembles_fit()
         return self
 
     def _one_division(self) -> None:
@@ -246,6 +283,28 @@ class Recipe(Config):
                     near = get_close_matches(metric, known, n=1)
                     hint = f"did you mean {near[0]!r}?" if near else f"choose of {', '.join(known)}"
                     raise ValueError(f"tasks.{name}.metrics: there is no {metric!r}; {hint}")
+
+    def _ensembles_fit(self) -> None:
+        again = False
+        for task, spec in self.tasks.items():
+            place, known = f"tasks.{task}.ensembles", self.inits_of(task)
+            if (
+                spec.ensembles
+                and merge(self.settings, spec.settings).get("task", {}).get("name") == "segment"
+            ):
+                raise ValueError(f"{place}: the task is a segmentation; only classifiers can be combined")
+            for name, ensemble in spec.ensembles.items():
+                if name in self.inits:
+                    raise ValueError(f"{place}.{name}: there is an init of this name; choose another")
+                for member in ensemble.members:
+                    init, number = member_of(member)
+                    again = again or number > 0
+                    if init not in known:
+                        near = get_close_matches(init, known, n=1)
+                        hint = f"did you mean {near[0]!r}?" if near else f"its inits are {', '.join(known)}"
+                        raise ValueError(f"{place}.{name}.members: the task has no init {init!r}; {hint}")
+        if again and len({seed % AGAIN for seed in self.seeds}) < len(self.seeds):
+            raise ValueError(f"seeds: two differ by a multiple of {AGAIN}, which further trainings (+1) take")
 
     def _no_cycle(self) -> None:
         for first in self.pretraining:
@@ -285,6 +344,11 @@ class Recipe(Config):
         for spec in tree["tasks"].values():
             spec["elsewhere"] = {n: s for n, s in spec["elsewhere"].items() if s["data"] not in missing}
             spec["inits"] = spec["inits"] and [name for name in spec["inits"] if name in tree["inits"]]
+            spec["ensembles"] = {
+                n: s
+                for n, s in spec["ensembles"].items()
+                if all(member_of(member)[0] in tree["inits"] for member in s["members"])
+            }
         tree["shift"] = {
             n: s
             for n, s in tree["shift"].items()

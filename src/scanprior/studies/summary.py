@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scanprior.run import Run
+from scanprior.studies.ensemble_gains import gains
 from scanprior.studies.execution import Execution
 from scanprior.studies.plan import Step, pretraining_data, steps_of
 from scanprior.studies.recipe import Recipe
@@ -31,8 +32,8 @@ def summarise(
     Returns:
         JSON values: ``name``, ``title``, ``question``, ``baseline``, ``seeds``, ``level``, ``resamples``, ``data``,
         ``failed``, ``pretraining`` (what was trained), ``tuned`` (what was chosen), ``efficiency``, ``drift``,
-        ``synthetic``, ``subgroups``, ``gaps``, ``shift``: rows of tables. Every row that has a value has its
-        interval, or ``reason``.
+        ``ensembles`` (what they gain), ``synthetic``, ``subgroups``, ``gaps``, ``shift``: rows of tables. Every row
+        that has a value has its interval, or ``reason``.
     """
     execution = Execution(folder, frozenset(pretraining_data(recipe)))
     steps = [step for step in steps_of(recipe) if execution.done(step)]
@@ -54,6 +55,7 @@ def summarise(
         "tuned": list(_tuned(execution, steps)),
         "efficiency": [row for task in tasks for row in task.efficiency()],
         "drift": [row for task in tasks for row in task.drift()],
+        "ensembles": [row for task in tasks for row in gains(task)],
         "synthetic": [row for task in tasks for row in task.synthetic()],
         "subgroups": [row for task in tasks for row in task.subgroups()],
         "gaps": [row for task in tasks for row in task.gaps()],
@@ -88,7 +90,14 @@ def _named(names: Sequence[str]) -> str:
 def _task_facts(recipe: Recipe, name: str) -> Row:
     task = recipe.tasks[name]
     elsewhere = {where: spec.data for where, spec in task.elsewhere.items()}
-    return {"data": task.data, "metrics": task.metrics, "labels": task.labels, "elsewhere": elsewhere}
+    ensembles = {which: spec.model_dump(mode="json") for which, spec in task.ensembles.items()}
+    return {
+        "data": task.data,
+        "metrics": task.metrics,
+        "labels": task.labels,
+        "elsewhere": elsewhere,
+        "ensembles": ensembles,
+    }
 
 
 def _pretrained(folder: Path, step: Step) -> Row:

@@ -43,8 +43,8 @@ CURVE_RESAMPLES = 500
 
 
 @dataclass
-class _Cell:
-    """The runs of one init with one budget: their steps by seed, and what they predicted."""
+class Cell:
+    """The runs of one init or ensemble with one budget: their steps by seed, and what they predicted."""
 
     steps: dict[int, Step] = field(default_factory=dict)
     labels_used: int = 0
@@ -65,11 +65,11 @@ class TaskResults:
 
     def __init__(self, recipe: Recipe, folder: Path, name: str, steps: Sequence[Step]) -> None:
         self.recipe, self.folder, self.name, self.spec = recipe, folder, name, recipe.tasks[name]
-        self.cells: dict[tuple[Labels, str], _Cell] = {}
+        self.cells: dict[tuple[Labels, str], Cell] = {}
         for step in steps:
-            if step.kind == "finetune" and step.facts["task"] == name:
+            if step.kind in ("finetune", "ensemble") and step.facts["task"] == name:
                 place = (step.facts["labels"], step.facts["init"])
-                self.cells.setdefault(place, _Cell()).steps[step.facts["seed"]] = step
+                self.cells.setdefault(place, Cell()).steps[step.facts["seed"]] = step
         self.units: dict[str, str] = {}
         self.counts: dict[str, tuple[int, int | None]] = {}
         if not self.cells:
@@ -127,11 +127,11 @@ class TaskResults:
             patients = int(groups.max()) + 1 if unit == "patient" else None
             self.units[evaluation], self.counts[evaluation] = unit, (len(common), patients)
             cell.tables[evaluation] = parts
-            cell.found[evaluation] = self._replicates(
+            cell.found[evaluation] = self.replicates(
                 parts, cell.cuts[evaluation], groups, self.recipe.resamples
             )
 
-    def _replicates(
+    def replicates(
         self,
         tables: Sequence[pd.DataFrame],
         cuts: Sequence[Any],
@@ -160,7 +160,8 @@ class TaskResults:
             chosen += whole[:1] or mine
         return chosen
 
-    def _place(self, labels: Labels, init: str, evaluation: str, key: Key) -> Row:
+    def place(self, labels: Labels, init: str, evaluation: str, key: Key) -> Row:
+        """Return what a row is about."""
         return {
             "task": self.name,
             "evaluation": evaluation,
@@ -180,21 +181,21 @@ class TaskResults:
                     interval = mean_interval(key[0], found, unit, level)
                     n, patients = self.counts[evaluation]
                     row = {
-                        **self._place(labels, init, evaluation, key),
-                        "value": _or_none(found.mean),
+                        **self.place(labels, init, evaluation, key),
+                        "value": or_none(found.mean),
                         "low": interval.low,
                         "high": interval.high,
                         "interval": interval.how,
                         "reason": interval.reason,
-                        "seeds": [_or_none(round(float(value), 6)) for value in found.values],
-                        "deviation": _or_none(found.deviation),
+                        "seeds": [or_none(round(float(value), 6)) for value in found.values],
+                        "deviation": or_none(found.deviation),
                         "n": n,
                         "patients": patients,
                         "undefined": self._undefined(cell, evaluation, key),
                     }
                     yield row | self._against_baseline(labels, init, evaluation, key)
 
-    def _undefined(self, cell: _Cell, evaluation: str, key: Key) -> int:
+    def _undefined(self, cell: Cell, evaluation: str, key: Key) -> int:
         """Return how many images have no value, in the training where they are most."""
         if not self.segments or key[1] == "macro":
             return 0
@@ -210,16 +211,16 @@ class TaskResults:
         if not shared:
             none = dict.fromkeys(("difference", "difference_low", "difference_high", "p", "match"))
             return {**none, "difference_reason": "no seed in common with the baseline"}
-        first, second = self._pair(mine, base, evaluation, key, shared)
+        first, second = self.pair(mine, base, evaluation, key, shared)
         found = mean_difference(first, second, self.units[evaluation], self.recipe.level)
         return {
-            "difference": _or_none(first.mean - second.mean),
-            **_interval_of(found),
+            "difference": or_none(first.mean - second.mean),
+            **interval_of(found),
             "match": self._match(mine, evaluation, key),
         }
 
-    def _pair(
-        self, mine: _Cell, base: _Cell, evaluation: str, key: Key, seeds: Sequence[int]
+    def pair(
+        self, mine: Cell, base: Cell, evaluation: str, key: Key, seeds: Sequence[int]
     ) -> tuple[Replicates, Replicates]:
         """Return one metric of two cells, of the seeds that both have.
 
@@ -237,12 +238,12 @@ class TaskResults:
         groups = groups_of(both[0])[0]
         cuts = [None] * len(seeds)
         sides = [
-            self._replicates(part, cuts, groups, self.recipe.resamples)[key]
+            self.replicates(part, cuts, groups, self.recipe.resamples)[key]
             for part in (both[: len(seeds)], both[len(seeds) :])
         ]
         return sides[0], sides[1]
 
-    def _match(self, cell: _Cell, evaluation: str, key: Key) -> Row | None:
+    def _match(self, cell: Cell, evaluation: str, key: Key) -> Row | None:
         """Return how many labels the baseline needs to reach a cell; None of distances, which leave images out."""
         if key[0] in UNBOUNDED:
             return None
@@ -279,11 +280,11 @@ class TaskResults:
                     else:
                         found = mean_change(here, there, self.units[where], self.recipe.level)
                     yield {
-                        **self._place(labels, init, where, key),
-                        "value_here": _or_none(here.mean),
-                        "value_there": _or_none(there.mean),
-                        "difference": _or_none(here.mean - there.mean),
-                        **_interval_of(found),
+                        **self.place(labels, init, where, key),
+                        "value_here": or_none(here.mean),
+                        "value_there": or_none(there.mean),
+                        "difference": or_none(here.mean - there.mean),
+                        **interval_of(found),
                     }
 
     def synthetic(self) -> Iterator[Row]:
@@ -307,14 +308,14 @@ class TaskResults:
                 groups, unit = groups_of(parts[0])
                 if not severity:
                     first = parts
-                found = self._replicates(parts, cuts, groups, resamples)
+                found = self.replicates(parts, cuts, groups, resamples)
                 plain = found if plain is None else plain
                 if self.segments and severity:
                     both = defined_in_all(
                         [*parts, *first], self.classes, ["drifted"] * len(parts) + ["plain"] * len(parts)
                     )
                     pair = [
-                        self._replicates(p, cuts, groups, resamples)
+                        self.replicates(p, cuts, groups, resamples)
                         for p in (both[: len(parts)], both[len(parts) :])
                     ]
                 else:
@@ -322,10 +323,10 @@ class TaskResults:
                 for key, each in found.items():
                     interval = mean_interval(key[0], each, unit, self.recipe.level)
                     row = {
-                        **self._place(labels, init, self.own, key),
+                        **self.place(labels, init, self.own, key),
                         "kind": kind,
                         "severity": int(severity),
-                        "value": _or_none(each.mean),
+                        "value": or_none(each.mean),
                         "low": interval.low,
                         "high": interval.high,
                         "reason": interval.reason,
@@ -333,7 +334,7 @@ class TaskResults:
                     if severity:
                         ours, theirs = (side[key] for side in pair)
                         difference = mean_difference(ours, theirs, unit, self.recipe.level)
-                        row |= {"difference": _or_none(ours.mean - theirs.mean), **_interval_of(difference)}
+                        row |= {"difference": or_none(ours.mean - theirs.mean), **interval_of(difference)}
                     yield row
 
     def subgroups(self) -> Iterator[Row]:
@@ -356,7 +357,7 @@ class TaskResults:
                 resamples=self.recipe.resamples, level=self.recipe.level,
             )  # fmt: skip
             for row in self._chosen(rows):
-                place = self._place(labels, init, evaluation, (row["metric"], row["class"]))
+                place = self.place(labels, init, evaluation, (row["metric"], row["class"]))
                 yield {**place, "column": column}, row
 
     def _chosen(self, rows: pd.DataFrame) -> Iterator[Row]:
@@ -382,11 +383,12 @@ class TaskResults:
                         yield evaluation, column, bands, (labels, init), tables
 
 
-def _interval_of(found: Difference) -> Row:
+def interval_of(found: Difference) -> Row:
+    """Return the part of a row that says how sure a difference is."""
     return {
-        "difference_low": _or_none(found.low),
-        "difference_high": _or_none(found.high),
-        "p": _or_none(found.p),
+        "difference_low": or_none(found.low),
+        "difference_high": or_none(found.high),
+        "p": or_none(found.p),
         "difference_reason": found.reason,
     }
 
@@ -402,7 +404,8 @@ def _bounded(value: float, budgets: Sequence[int]) -> Row | None:
     return {"labels": round(value), "relation": "="}
 
 
-def _or_none(value: float) -> float | None:
+def or_none(value: float) -> float | None:
+    """Return a number as a JSON value."""
     return None if math.isnan(value) else float(value)
 
 

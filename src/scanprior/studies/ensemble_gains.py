@@ -1,0 +1,100 @@
+"""What the ensembles of a study gain: over their best and their mean member, and over other ensembles."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from scanprior.evaluation import Replicates, groups_of, mean_difference, member_column
+from scanprior.evaluation.scoring import Key
+from scanprior.run import Run
+from scanprior.studies.task_results import Cell, Row, TaskResults, interval_of, or_none
+
+BEST, MEAN = "best member", "mean member"
+
+
+def gains(task: TaskResults) -> Iterator[Row]:
+    """Yield the difference of every ensemble to its members and to the ensembles before it in the recipe.
+
+    Paired by patient and by seed, as the differences from the baseline are. The best member is that of the
+    highest AUROC on validation, for every seed by itself. What a member says is read from the predictions of
+    the ensemble, so members that are no init are there too.
+    """
+    ensembles = list(task.spec.ensembles)
+    for (labels, name), cell in task.cells.items():
+        if name not in ensembles:
+            continue
+        for evaluation in task.units:
+            members = _Members(task, cell, evaluation)
+            for key, found in cell.found[evaluation].items():
+                place = task.place(labels, name, evaluation, key)
+                yield _row(task, place, BEST, found, members.best(key))
+                yield _row(task, place, MEAN, found, members.mean(key))
+                for other in ensembles[: ensembles.index(name)]:
+                    theirs = task.cells.get((labels, other))
+                    shared = sorted(set(cell.steps) & set(theirs.steps)) if theirs is not None else []
+                    if theirs is not None and shared:
+                        first, second = task.pair(cell, theirs, evaluation, key, shared)
+                        yield _row(task, place, other, first, second)
+
+
+class _Members:
+    """The metrics of the members of one ensemble at one budget, seed by seed."""
+
+    def __init__(self, task: TaskResults, cell: Cell, evaluation: str) -> None:
+        steps = cell.order()
+        self._best = [Run.open(task.folder / step.name).card["ensemble"]["best"] for step in steps]
+        groups = groups_of(cell.tables[evaluation][0])[0]
+        self._each: list[dict[Key, Replicates]] = []
+        for number in range(len(steps[0].needs)):
+            tables = [
+                table.assign(**{f"prob:{name}": table[member_column(number, name)] for name in task.classes})
+                for table in cell.tables[evaluation]
+            ]
+            cuts = [_thresholds(task, step.needs[number]) for step in steps]
+            self._each.append(task.replicates(tables, cuts, groups, task.recipe.resamples))
+
+    def mean(self, key: Key) -> Replicates:
+        """Return the mean of the members' metrics."""
+        found = [each[key] for each in self._each]
+        return Replicates(
+            np.mean([one.values for one in found], axis=0),
+            np.mean([one.spread for one in found], axis=0),
+            min(one.patients for one in found),
+        )
+
+    def best(self, key: Key) -> Replicates | None:
+        """Return the metric of the member that validation found best; None where it did not say."""
+        chosen: Sequence[int | None] = self._best
+        known = [number for number in chosen if number is not None]
+        if len(known) < len(chosen):
+            return None
+        found = [each[key] for each in self._each]
+        return Replicates(
+            np.array([found[number].values[seed] for seed, number in enumerate(known)]),
+            np.stack([found[number].spread[seed] for seed, number in enumerate(known)]),
+            min(one.patients for one in found),
+        )
+
+
+def _thresholds(task: TaskResults, member: str) -> Any:
+    """Return the thresholds that a member chose on its validation images."""
+    file = task.folder / member / "evaluations" / f"{task.own}.json"
+    return json.loads(file.read_text()).get("thresholds")
+
+
+def _row(task: TaskResults, place: Row, against: str, mine: Replicates, theirs: Replicates | None) -> Row:
+    row = {**place, "against": against, "value": or_none(mine.mean)}
+    if theirs is None:
+        none = dict.fromkeys(("value_against", "difference", "difference_low", "difference_high", "p"))
+        return {**row, **none, "difference_reason": "no validation images to choose it by"}
+    found = mean_difference(mine, theirs, task.units[place["evaluation"]], task.recipe.level)
+    return {
+        **row,
+        "value_against": or_none(theirs.mean),
+        "difference": or_none(mine.mean - theirs.mean),
+        **interval_of(found),
+    }
