@@ -174,3 +174,14 @@ def test_certain_members_stay_finite(task: Task) -> None:
     assert fit_weights(found, truth, task)[0] == pytest.approx(1, abs=1e-6)
     assert fit_temperature(found[0], truth, task) == 1.0
     assert fit_temperature(found[1], truth, task) == TEMPERATURES[1]
+
+
+def test_findings_that_single_precision_rounds_to_certain_count_like_their_opposites() -> None:
+    logits = np.array([[[17.5], [-17.5]], [[-2.0], [2.0]]], dtype=np.float32)
+    found = (1 / (1 + np.exp(-logits))).astype(np.float32).astype(np.float64)
+    assert found[0, 0, 0] == 1.0 and found[0, 1, 0] > 0
+    yes, no = geometric_mean(found, "multilabel")[:, 0]
+    assert yes == pytest.approx(1 - no, abs=1e-9)
+    assert yes == pytest.approx(expit((16.6 - 2) / 2), abs=1e-4)
+    truth = np.array([[0.0], [1.0]])
+    assert log_loss(found[0], truth, "multilabel") == pytest.approx(24 * np.log(2), rel=1e-6)

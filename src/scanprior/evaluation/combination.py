@@ -24,8 +24,12 @@ METHODS: tuple[Method, ...] = get_args(Method)
 FITTED: tuple[Method, ...] = ("calibrated", "weighted")
 """Methods that learn something from validation images."""
 
-LEAST = 1e-12
-"""Probabilities are kept this far from 0 and 1 where their logarithm is taken."""
+LEAST: dict[Task, float] = {"multiclass": 1e-12, "multilabel": 2.0**-24}
+"""Probabilities are kept this far from 0 and 1 where their logarithm is taken.
+
+Networks give single precision, in which a finding that is more probable than 1 - 2^-25 is 1: its log-odds are
+known up to 16.6, so no more is believed of those that are as improbable.
+"""
 TEMPERATURES = (0.05, 20.0)
 """Range of a temperature: validation images that are all right would ask for 0."""
 
@@ -113,8 +117,9 @@ def likelihoods(members: Floats, truth: Floats, task: Task) -> Floats:
     if task == "multiclass":
         known = ~np.isnan(truth).any(axis=1)
         right = truth[known].argmax(axis=1)
-        return np.asarray(members[:, known][:, np.arange(len(right)), right])
+        return np.asarray(_kept(members, task)[:, known][:, np.arange(len(right)), right])
     known = ~np.isnan(truth)
+    members = _kept(members, task)
     return np.asarray(np.where(truth == 1, members, 1 - members)[:, known])
 
 
@@ -172,14 +177,17 @@ def fit_weights(members: Floats, truth: Floats, task: Task) -> Floats:
         truth: (N, C).
         task: as in ``Combination.fit``.
     """
-    given = likelihoods(members, truth, task).clip(LEAST, 1)
+    given = likelihoods(members, truth, task)
     equal = np.full(len(members), 1 / len(members))
 
+    def mixed(weights: Floats) -> Floats:  # the solver may step a little below a weight of 0
+        return np.asarray(weights @ given).clip(LEAST["multiclass"])
+
     def slope(weights: Floats) -> Floats:
-        return np.asarray(-(given / (weights @ given).clip(LEAST)).mean(axis=1))
+        return np.asarray(-(given / mixed(weights)).mean(axis=1))
 
     found = optimize.minimize(
-        lambda weights: _mean_nll(weights @ given),
+        lambda weights: _mean_nll(mixed(weights)),
         equal,
         jac=slope,
         method="SLSQP",
@@ -193,9 +201,13 @@ def fit_weights(members: Floats, truth: Floats, task: Task) -> Floats:
 
 def _logits(probabilities: Floats, task: Task) -> Floats:
     """Return log-probabilities (up to a constant an image the logits), of findings log-odds."""
-    kept = np.asarray(probabilities, dtype=np.float64).clip(LEAST, 1 - LEAST)
+    kept = _kept(probabilities, task)
     return np.asarray(log_softmax(np.log(kept), axis=-1) if task == "multiclass" else logit(kept))
 
 
+def _kept(probabilities: Floats, task: Task) -> Floats:
+    return np.asarray(probabilities, dtype=np.float64).clip(LEAST[task], 1 - LEAST[task])
+
+
 def _mean_nll(given: Floats) -> float:
-    return float(-np.log(given.clip(LEAST, 1)).mean())
+    return float(-np.log(given).mean())
