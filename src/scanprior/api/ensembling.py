@@ -31,6 +31,7 @@ from scanprior.evaluation import (
     validate_members,
 )
 from scanprior.evaluation.combination import TEMPERATURES
+from scanprior.files import replacing
 from scanprior.run import Run, describe
 
 Rows = NDArray[np.int64]
@@ -103,7 +104,8 @@ def ensemble(
         "validation_images": len(validated),
     }
     run.card = _card(config, predictor, images, members, histories, section, test)
-    used_together(histories).to_parquet(run.path / "data.parquet", index=False)
+    with replacing(run.path / "data.parquet") as part:
+        used_together(histories).to_parquet(part, index=False)
     together = (recombined(tables[0], predictor), recombined(tables[1], predictor))
     if evaluate_tables(run, images, together, predictor, config.evaluation, reporter) is None:
         reporter.note("no labelled validation or test image: the ensemble is not evaluated")
