@@ -475,19 +475,19 @@ def test_a_table_that_has_changed_since_is_said(tmp_path: Path, capsys: pytest.C
     assert "ours: it has changed since the study began, and is read again" in capsys.readouterr().out
 
 
-def test_an_ensemble_that_was_interrupted_is_made_again_and_nothing_else(tmp_path: Path) -> None:
-    def twins(tree: dict[str, Any]) -> None:
-        tree["tasks"]["screening"].update(
-            labels=[6], ensembles={"twins": {"members": ["scratch", "scratch+1"], "method": "calibrated"}}
-        )
-
-    recipe, out = written(changed(twins), tmp_path / "r.yaml"), tmp_path / "out"
-    first = study(recipe, out=out, workers=1)
-    assert not first["failed"] and [row["init"] for row in first["efficiency"]] == ["scratch", "twins"]
-    before = (out / "results.json").read_bytes()
-    trained = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/scratch*/*/*/model.json")}
-    assert len(trained) == 2
-    (out / "runs/screening/twins/6/seed0/model.json").unlink()
+def test_ensembles_join_a_finished_study_and_resume_without_training_again(tmp_path: Path) -> None:
+    plain = changed(lambda tree: tree["tasks"]["screening"].update(labels=[6]))
+    recipe, out = written(plain, tmp_path / "r.yaml"), tmp_path / "out"
+    study(recipe, out=out, workers=1)
+    own = trained(out)
+    twins = {"twins": {"members": ["scratch", "scratch+1"], "method": "calibrated"}}
+    plain["tasks"]["screening"]["ensembles"] = twins
+    results = study(written(plain, recipe), out=out, workers=1)
+    assert not results["failed"] and [row["init"] for row in results["efficiency"]] == ["scratch", "twins"]
+    before, finished = (out / "results.json").read_bytes(), trained(out)
+    assert len(own) == 1 and len(finished) == 3 and own.items() <= finished.items()
+    ensemble = out / "runs/screening/twins/6/seed0/model.json"
+    ensemble.unlink()  # as if it had been interrupted
     assert not study(recipe, out=out, workers=1)["failed"]
     assert (out / "results.json").read_bytes() == before
-    assert {path: path.stat().st_mtime_ns for path in trained} == trained
+    assert {path for path, when in trained(out).items() if finished[path] != when} == {ensemble}
