@@ -233,6 +233,19 @@ def jsrt(root: Path) -> Path:
     return root
 
 
+def busi(root: Path) -> Path:
+    """Two lesions of one image, an image without a mask, a mask without its image, a name of another class."""
+    home = root / "Dataset_BUSI_with_GT"
+    pictures(
+        home,
+        "benign/benign (1).png", "benign/benign (1)_mask.png", "benign/benign (100).png",
+        "benign/benign (100)_mask.png", "benign/benign (100)_mask_1.png", "benign/benign (7)_mask.png",
+        "malignant/malignant (1).png", "malignant/malignant (1)_mask.png", "malignant/benign (9).png",
+        "normal/normal (1).png", "normal/normal (1)_mask.png",
+    )  # fmt: skip
+    return root
+
+
 MADE: dict[str, Callable[[Path], Path]] = {
     "kermany": kermany,
     "nih-chestxray14": nih,
@@ -243,4 +256,5 @@ MADE: dict[str, Callable[[Path], Path]] = {
     "shenzhen": shenzhen,
     "montgomery": montgomery,
     "jsrt": jsrt,
+    "busi": busi,
 }

@@ -19,6 +19,10 @@ from scanprior.data.manifest import Manifest
 from scanprior.errors import DataError
 
 
+WITHOUT_PATIENTS = {"busi"}
+ONLY_MASKS: set[str] = set()
+
+
 def rows(manifest: Manifest) -> pd.DataFrame:
     """Return the table by the name of the picture without its folder and suffix."""
     return manifest.frame.set_index(manifest.frame["image"].map(lambda image: Path(image).stem))
@@ -37,7 +41,11 @@ def test_a_folder_is_recognised_as_itself_and_nothing_else(tmp_path: Path, name:
     assert all((root / image).is_file() for image in found.frame["image"]) and found.frame["image"].is_unique
     masks = found.frame.get("mask", pd.Series(dtype="str")).dropna()
     assert all((root / part).is_file() for mask in masks for part in mask.split("|"))
-    assert not found.frame["patient"].isna().any() and found.task is not None
+    assert (found.task is None) == (name in ONLY_MASKS), name
+    if name in WITHOUT_PATIENTS:
+        assert "patient" not in found.frame.columns and "no patient identifiers are published" in found.found
+    else:
+        assert not found.frame["patient"].isna().any()
     pd.testing.assert_frame_equal(index(root, layout=name).frame, found.frame)
     assert Manifest.load(found.save(tmp_path / "m" / "manifest.parquet")).fingerprint() == found.fingerprint()
     assert index(root, label_columns=[]).task is None
@@ -306,6 +314,26 @@ def test_jsrt(tmp_path: Path) -> None:
         "1 converted image read", "1 image without a clinical record", "1 clinical record of another form",
     ):  # fmt: skip
         assert part in found.found, part
+
+
+def test_busi(tmp_path: Path) -> None:
+    found = index(made.busi(tmp_path))
+    table, benign = rows(found), "Dataset_BUSI_with_GT/benign/benign"
+    assert table["label"].to_dict() == {
+        "benign (1)": "benign", "benign (100)": "benign", "malignant (1)": "malignant", "benign (9)": "malignant",
+        "normal (1)": "normal",
+    }  # fmt: skip
+    assert table["mask"]["benign (100)"] == f"{benign} (100)_mask.png|{benign} (100)_mask_1.png"
+    assert pd.isna(table["mask"]["benign (9)"])
+    for part in (
+        "4 images with a lesion mask, 1 of them the union of several",
+        "1 image named like another class than its folder",
+        "1 mask without its image left out",
+        "data.split.group=near_duplicates",
+    ):
+        assert part in found.found, part
+    inside = index(tmp_path / "Dataset_BUSI_with_GT")
+    assert inside.layout == "busi" and inside.frame["image"][0] == "benign/benign (1).png"
 
 
 @pytest.mark.parametrize(
