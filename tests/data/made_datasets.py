@@ -246,6 +246,66 @@ def busi(root: Path) -> Path:
     return root
 
 
+ISIC_HEADER = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC"
+
+
+def isic2018(root: Path) -> Path:
+    """Two pictures of a lesion, one without its file, one without a row; validation and test without lesions."""
+    train = root / "ISIC2018_Task3_Training_Input"
+    pictures(train, *(f"ISIC_002430{number}.jpg" for number in (6, 7, 8)), "ISIC_0099999.jpg")
+    pictures(root, "ISIC2018_Task3_Validation_Input/ISIC_0034321.jpg")
+    pictures(root, "ISIC2018_Task3_Test_Input/ISIC_0034524.jpg")
+    name = "ISIC2018_Task3_{0}_GroundTruth/ISIC2018_Task3_{0}_GroundTruth.csv"
+    text(
+        root / name.format("Training"),
+        ISIC_HEADER,
+        "ISIC_0024306,0.0,1.0,0.0,0.0,0.0,0.0,0.0",
+        "ISIC_0024307,0.0,1.0,0.0,0.0,0.0,0.0,0.0",
+        "ISIC_0024308,1.0,0.0,0.0,0.0,0.0,0.0,0.0",
+        "ISIC_0024309,0.0,0.0,0.0,0.0,0.0,0.0,1.0",
+    )
+    text(root / name.format("Validation"), ISIC_HEADER, "ISIC_0034321,0,0,1,0,0,0,0")
+    text(root / name.format("Test"), ISIC_HEADER, "ISIC_0034524,0,0,0,1,0,0,0")
+    text(
+        root / "ISIC2018_Task3_Training_LesionGroupings.csv",
+        "image,lesion_id,diagnosis_confirm_type",
+        "ISIC_0024306,HAM_0000550,serial imaging showing no change",
+        "ISIC_0024307,HAM_0000550,serial imaging showing no change",
+        "ISIC_0024308,HAM_0003577,histopathology",
+        "ISIC_0024309,HAM_0001477,histopathology",
+    )
+    return root
+
+
+def isic2018_task1(root: Path) -> Path:
+    """An image without an outline, and a picture of its superpixels, which is none."""
+    pictures(
+        root,
+        "ISIC2018_Task1-2_Training_Input/ISIC_0000000.jpg", "ISIC2018_Task1-2_Training_Input/ISIC_0000001.jpg",
+        "ISIC2018_Task1-2_Training_Input/ISIC_0000001_superpixels.png",
+        "ISIC2018_Task1_Training_GroundTruth/ISIC_0000000_segmentation.png",
+    )  # fmt: skip
+    text(root / "ISIC2018_Task1-2_Training_Input" / "ATTRIBUTION.txt", "see the challenge")
+    return root
+
+
+def ham10000(root: Path) -> Path:
+    """An archive twice in other case, an unknown sex, no age, a picture that is not there, one without a row."""
+    pictures(root, *(f"HAM10000_images_part_1/ISIC_002741{number}.jpg" for number in (8, 9)))
+    pictures(root, *(f"ham10000_images_part_1/ISIC_002741{number}.jpg" for number in (8, 9)))
+    pictures(root, "HAM10000_images_part_2/ISIC_0031633.jpg", "HAM10000_images_part_2/ISIC_0099999.jpg")
+    pictures(root, "HAM10000_segmentations_lesion_tschandl/ISIC_0027419_segmentation.png")
+    text(
+        root / "HAM10000_metadata.csv",
+        "lesion_id,image_id,dx,dx_type,age,sex,localization",
+        "HAM_0000118,ISIC_0027419,bkl,histo,80.0,male,scalp",
+        "HAM_0000118,ISIC_0027418,bkl,histo,80.0,male,scalp",
+        "HAM_0002761,ISIC_0031633,nv,follow_up,,unknown,unknown",
+        "HAM_0002762,ISIC_0031634,mel,histo,75.0,female,ear",
+    )
+    return root
+
+
 MADE: dict[str, Callable[[Path], Path]] = {
     "kermany": kermany,
     "nih-chestxray14": nih,
@@ -257,4 +317,7 @@ MADE: dict[str, Callable[[Path], Path]] = {
     "montgomery": montgomery,
     "jsrt": jsrt,
     "busi": busi,
+    "isic2018": isic2018,
+    "isic2018-task1": isic2018_task1,
+    "ham10000": ham10000,
 }

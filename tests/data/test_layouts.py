@@ -19,8 +19,8 @@ from scanprior.data.manifest import Manifest
 from scanprior.errors import DataError
 
 
-WITHOUT_PATIENTS = {"busi"}
-ONLY_MASKS: set[str] = set()
+WITHOUT_PATIENTS = {"busi", "isic2018-task1"}
+ONLY_MASKS = {"isic2018-task1"}
 
 
 def rows(manifest: Manifest) -> pd.DataFrame:
@@ -44,7 +44,7 @@ def test_a_folder_is_recognised_as_itself_and_nothing_else(tmp_path: Path, name:
     assert (found.task is None) == (name in ONLY_MASKS), name
     if name in WITHOUT_PATIENTS:
         assert "patient" not in found.frame.columns and "no patient identifiers are published" in found.found
-    else:
+    elif name != "isic2018":  # where the lesions of validation and test are not published
         assert not found.frame["patient"].isna().any()
     pd.testing.assert_frame_equal(index(root, layout=name).frame, found.frame)
     assert Manifest.load(found.save(tmp_path / "m" / "manifest.parquet")).fingerprint() == found.fingerprint()
@@ -336,6 +336,94 @@ def test_busi(tmp_path: Path) -> None:
     assert inside.layout == "busi" and inside.frame["image"][0] == "benign/benign (1).png"
 
 
+def test_isic2018(tmp_path: Path) -> None:
+    root = made.isic2018(tmp_path)
+    found = index(root)
+    table = rows(found)
+    assert table["label"].tolist() == ["nv", "nv", "mel", "bcc", "akiec"]
+    assert table["split"].tolist() == ["train"] * 3 + ["val", "test"]
+    assert table["patient"].tolist()[:3] == ["HAM_0000550", "HAM_0000550", "HAM_0003577"]
+    assert table["patient"].isna().tolist() == [False] * 3 + [True] * 2, "a lesion nobody named is nobody's"
+    assert table["confirmed_by"]["ISIC_0024308"] == "histopathology"
+    for part in (
+        "a patient here is a lesion",
+        "1 image of ISIC2018_Task3_Training_GroundTruth.csv not there and left out",
+        "1 image on disk without a row left out",
+    ):
+        assert part in found.found, part
+    for part in ("Validation", "Test"):
+        shutil.rmtree(root / f"ISIC2018_Task3_{part}_GroundTruth")
+    folder = root / "ISIC2018_Task3_Training_GroundTruth"
+    (folder / f"{folder.name}.csv").rename(root / f"{folder.name}.csv")
+    groupings = root / "ISIC2018_Task3_Training_LesionGroupings.csv"
+    with groupings.open("a") as file:
+        file.write("ISIC_0024308,HAM_0000001,histopathology\n")
+    with pytest.raises(DataError, match=r"line 6 gives 'ISIC_0024308' a second lesion"):
+        index(root)
+    groupings.unlink()
+    bare = index(root)
+    assert not {"split", "patient"} & set(bare.frame.columns) and "pictures of one lesion may" in bare.found
+
+
+@pytest.mark.parametrize(
+    "row", ["1,1,0,0,0,0,0", "0,0,0,0,0,0,0", "0.5,0.5,0,0,0,0,0", ",1,0,0,0,0,0", "x,1,0,0,0,0,0"]
+)
+def test_a_diagnosis_that_is_not_one_costs_a_sentence(tmp_path: Path, row: str) -> None:
+    root = made.isic2018(tmp_path)
+    path = root / "ISIC2018_Task3_Test_GroundTruth" / "ISIC2018_Task3_Test_GroundTruth.csv"
+    text(path, made.ISIC_HEADER, "ISIC_0034523,0,1,0,0,0,0,0", f"ISIC_0034524,{row}")
+    with pytest.raises(
+        DataError, match=r"line 3 gives ISIC_0034524 MEL .*; one diagnosis is 1 and the others"
+    ):
+        index(root)
+
+
+def test_isic2018_task1(tmp_path: Path) -> None:
+    root = made.isic2018_task1(tmp_path)
+    found = index(root)
+    assert rows(found)["mask"].isna().to_dict() == {"ISIC_0000000": False, "ISIC_0000001": True}
+    assert "1 image with an outline of the lesion" in found.found and "split" not in found.frame.columns
+    pictures(root, "ISIC2018_Task1-2_Test_Input/ISIC_0012169.jpg")
+    assert index(root).frame["split"].tolist() == ["train", "train", "test"]
+    made.isic2018(root)
+    with pytest.raises(DataError, match="fits the layouts isic2018 and isic2018-task1; name"):
+        index(root)
+
+
+@pytest.mark.parametrize("file", ["HAM10000_metadata.csv", "HAM10000_metadata.tab", "HAM10000_metadata"])
+def test_ham10000(tmp_path: Path, file: str) -> None:
+    root = made.ham10000(tmp_path)
+    content = (root / "HAM10000_metadata.csv").read_text()
+    (root / "HAM10000_metadata.csv").rename(root / file)
+    (root / file).write_text(content.replace(",", "\t") if file.endswith(".tab") else content)
+    found = index(root)
+    table = rows(found)
+    assert table["label"].to_dict() == {"ISIC_0027419": "bkl", "ISIC_0027418": "bkl", "ISIC_0031633": "nv"}
+    assert table["patient"].tolist() == ["HAM_0000118", "HAM_0000118", "HAM_0002761"]
+    assert table["age"].tolist()[:2] == [80, 80] and np.isnan(table["age"]["ISIC_0031633"])
+    assert table["sex"].tolist()[:2] == ["M", "M"] and pd.isna(table["sex"]["ISIC_0031633"])
+    assert table["image"]["ISIC_0027418"] == "HAM10000_images_part_1/ISIC_0027418.jpg", "one of two copies"
+    assert table["mask"].notna().tolist() == [True, False, False] and "site" not in table.columns
+    for part in (
+        "1 image with an outline", f"1 image of {file} not there", "1 image on disk without a row", "is a lesion",
+    ):  # fmt: skip
+        assert part in found.found, part
+
+
+def test_ham10000_with_the_test_images_of_the_challenge(tmp_path: Path) -> None:
+    root = made.ham10000(tmp_path)
+    pictures(root, "ISIC2018_Task3_Test_Images/ISIC_0035068.jpg")
+    text(
+        root / "ISIC2018_Task3_Test_GroundTruth.csv",
+        "lesion_id,image_id,dx,dx_type,age,sex,localization,dataset",
+        "HAM_0000118,ISIC_0035068,NV,histo,35.0,male,back,vidir_modern",
+    )
+    found = index(root)
+    assert found.layout == "ham10000" and found.frame["split"].tolist() == ["train"] * 3 + ["test"]
+    assert found.frame["site"].tolist()[3] == "vidir_modern" and found.classes == ["bkl", "nv"]
+    assert "1 lesion in train and test" in found.found
+
+
 @pytest.mark.parametrize(
     ("name", "file", "old", "new", "message"),
     [
@@ -376,6 +464,8 @@ def test_busi(tmp_path: Path) -> None:
             "klass",
             "no published column 'class'",
         ),
+        ("ham10000", "HAM10000_metadata.csv", ",nv,", ",naevus,", "line 4 has 'naevus' in the column 'dx'"),
+        ("ham10000", "HAM10000_metadata.csv", "lesion_id", "lesion", "no published column 'lesion_id'"),
         ("jsrt", "Clinical_Information/CNNDAT_EN.TXT", "male", "unclear", "not one record of the form"),
     ],
 )
