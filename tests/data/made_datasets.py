@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from scanprior.data.layouts.chexpert import OBSERVATIONS as CHEXPERT
+from scanprior.data.layouts.kvasir import CLASSES as KVASIR
 from scanprior.data.layouts.mimic import OBSERVATIONS as MIMIC
 
 NIH_HEADER = (
@@ -306,6 +307,34 @@ def ham10000(root: Path) -> Path:
     return root
 
 
+def kvasir(root: Path) -> Path:
+    """Folders in other case and with blanks, features beside the images, an image of another suffix."""
+    folders = [*KVASIR[:-2], "Polyps", "Ulcerative Colitis"]
+    for number, folder in enumerate(folders):
+        pictures(root / "kvasir-dataset-v2", f"{folder}/{number}a.jpg", f"{folder}/{number}b.JPG")
+        text(root / "kvasir-dataset-v2" / folder / f"{number}a.features", "JCD,1,2")
+    return root
+
+
+def kvasir_seg(root: Path) -> Path:
+    """JPEG masks, of one image none, and one without its image."""
+    home = root / "Kvasir-SEG"
+    pictures(home, "images/cju0a.jpg", "images/cju0b.jpg", "masks/cju0a.jpg", "masks/cju0c.jpg")
+    text(home / "kavsir_bboxes.json", "{}")
+    return root
+
+
+def covid_radiography(root: Path) -> Path:
+    """Images and masks of the same names, of one image no mask, tables that are not read."""
+    home = root / "COVID-19_Radiography_Dataset"
+    for label in ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia"):
+        pictures(home, *(f"{label}/{kind}/{label}-1.png" for kind in ("images", "masks")))
+        (home / f"{label}.metadata.xlsx").write_bytes(b"PK")
+    pictures(home, "COVID/images/COVID-2.png", "Normal/masks/Normal-9.png")
+    text(home / "README.md.txt", "COVID-19 CHEST X-RAY DATABASE")
+    return root
+
+
 MADE: dict[str, Callable[[Path], Path]] = {
     "kermany": kermany,
     "nih-chestxray14": nih,
@@ -320,4 +349,7 @@ MADE: dict[str, Callable[[Path], Path]] = {
     "isic2018": isic2018,
     "isic2018-task1": isic2018_task1,
     "ham10000": ham10000,
+    "kvasir": kvasir,
+    "kvasir-seg": kvasir_seg,
+    "covid-radiography": covid_radiography,
 }

@@ -14,13 +14,13 @@ from data.made_datasets import MADE, pictures, text
 from scanprior.data.index import index, layouts
 from scanprior.data.layouts import LAYOUTS
 from scanprior.data.layouts.chexpert import OBSERVATIONS
+from scanprior.data.layouts.kvasir import CLASSES as KVASIR
 from scanprior.data.layouts.nih import FINDINGS
 from scanprior.data.manifest import Manifest
 from scanprior.errors import DataError
 
-
-WITHOUT_PATIENTS = {"busi", "isic2018-task1"}
-ONLY_MASKS = {"isic2018-task1"}
+WITHOUT_PATIENTS = {"busi", "isic2018-task1", "kvasir", "kvasir-seg", "covid-radiography"}
+ONLY_MASKS = {"isic2018-task1", "kvasir-seg"}
 
 
 def rows(manifest: Manifest) -> pd.DataFrame:
@@ -422,6 +422,64 @@ def test_ham10000_with_the_test_images_of_the_challenge(tmp_path: Path) -> None:
     assert found.layout == "ham10000" and found.frame["split"].tolist() == ["train"] * 3 + ["test"]
     assert found.frame["site"].tolist()[3] == "vidir_modern" and found.classes == ["bkl", "nv"]
     assert "1 lesion in train and test" in found.found
+
+
+def test_kvasir(tmp_path: Path) -> None:
+    root = made.kvasir(tmp_path)
+    found = index(root)
+    assert found.classes == sorted(KVASIR) and len(found) == 16
+    assert found.frame["label"].value_counts().eq(2).all()
+    assert rows(found)["label"]["7b"] == "ulcerative-colitis"
+    assert "frames of one examination" in found.found and "near_duplicates" in found.found
+    assert index(root / "kvasir-dataset-v2").layout == "kvasir"
+    shutil.copytree(root / "kvasir-dataset-v2", root / "kvasir-dataset")
+    with pytest.raises(DataError, match="holds Kvasir twice, in kvasir-dataset and kvasir-dataset-v2"):
+        index(root)
+    shutil.rmtree(root / "kvasir-dataset-v2" / "Polyps")
+    assert index(root / "kvasir-dataset-v2").layout == "class-folders", (
+        "seven classes are someone's own choice"
+    )
+
+
+def test_kvasir_seg(tmp_path: Path) -> None:
+    root = made.kvasir_seg(tmp_path)
+    found = index(root)
+    assert rows(found)["mask"].isna().to_dict() == {"cju0a": False, "cju0b": True}
+    for part in ("1 image with an outline", "task.mask_threshold=128", "1 mask without its image left out"):
+        assert part in found.found, part
+    assert index(root / "Kvasir-SEG").layout == "kvasir-seg"
+    (root / "Kvasir-SEG").rename(root / "polyps")
+    assert index(root / "polyps").layout == "kvasir-seg", "known by its boxes"
+    (root / "polyps" / "kavsir_bboxes.json").unlink()
+    assert index(root / "polyps").layout == "flat"
+
+
+def test_covid_radiography(tmp_path: Path) -> None:
+    root = made.covid_radiography(tmp_path)
+    found = index(root)
+    table = rows(found)
+    assert table["label"].to_dict() == {
+        "COVID-1": "covid", "COVID-2": "covid", "Lung_Opacity-1": "lung_opacity", "Normal-1": "normal",
+        "Viral Pneumonia-1": "viral_pneumonia",
+    }  # fmt: skip
+    home = "COVID-19_Radiography_Dataset"
+    assert table["mask"]["Viral Pneumonia-1"] == f"{home}/Viral Pneumonia/masks/Viral Pneumonia-1.png"
+    assert table["mask"].isna().sum() == 1
+    for part in ("4 images with a lung mask", "1 mask without its image", "the source gives the label away"):
+        assert part in found.found, part
+    assert index(root / home).layout == "covid-radiography"
+
+
+def test_covid_radiography_of_older_form(tmp_path: Path) -> None:
+    home = tmp_path / "COVID-19 Radiography Database"
+    names = ("COVID-19/COVID-19 (1).png", "NORMAL/NORMAL (1).png", "Viral Pneumonia/Viral Pneumonia (1).png")
+    pictures(home, *names)
+    found = index(tmp_path)
+    assert found.layout == "covid-radiography" and found.classes == ["covid", "normal", "viral_pneumonia"]
+    assert "no lung masks" in found.found and "mask" not in found.frame.columns
+    own = tmp_path / "own"
+    pictures(own, "Covid/a.png", "Normal/b.png", "Viral Pneumonia/c.png")
+    assert index(own).layout == "class-folders", "folders of these names alone may be anybody's"
 
 
 @pytest.mark.parametrize(
