@@ -24,7 +24,9 @@ class SplitConfig(Config):
 
     fractions: tuple[float, float, float] = Field((0.7, 0.15, 0.15), description="train, val, test")
     group: str = Field(
-        "auto", description="what stays together: patient, cluster (of duplicates), a column, none; auto"
+        "auto",
+        description="what stays together: patient, cluster (of equal images), near_duplicates (patients and images "
+        "that look the same), a column, none; auto = patient where known",
     )
     seed: int = Field(0, description="key of the split; the same for pretraining and fine-tuning")
 

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from scanprior.api.near_duplicates import NEAR_DUPLICATES, split_near_duplicates
 from scanprior.api.settings import DataConfig
 from scanprior.data.index import index as index_source
 from scanprior.data.manifest import Manifest
@@ -248,7 +249,7 @@ def load(
     stores = [open_store(source, data, reporter) for source in sources]
     frames = []
     for store in stores:
-        frame = _divided(store, data, learn) if divide else _as_it_is(store)
+        frame = _divided(store, data, learn, reporter) if divide else _as_it_is(store)
         frames.append(frame.assign(source=store.name))
     together = concatenate(stores)
     frame = pd.concat(frames, ignore_index=True)
@@ -289,7 +290,7 @@ def _as_it_is(store: Store) -> pd.DataFrame:
     return frame if "split" in frame else frame.assign(split=pd.Series(pd.NA, index=frame.index, dtype="str"))
 
 
-def _divided(store: Store, data: DataConfig, learn: Learn) -> pd.DataFrame:
+def _divided(store: Store, data: DataConfig, learn: Learn, reporter: Reporter) -> pd.DataFrame:
     manifest = store.manifest()
     has_split = "split" in manifest.frame and manifest.frame["split"].notna().any()
     supervised = manifest.label_columns or mask_columns(manifest.frame)
@@ -304,6 +305,8 @@ def _divided(store: Store, data: DataConfig, learn: Learn) -> pd.DataFrame:
     if has_split and "train" not in set(manifest.frame["split"].dropna()):
         return manifest.frame
     group = data.split.group
+    if group == NEAR_DUPLICATES:
+        return split_near_duplicates(store, data, reporter).frame
     divided = assign_splits(
         manifest, fractions=data.split.fractions, seed=data.split.seed, group=None if group == "none" else group,
         clusters=pd.factorize(manifest.frame["pixels"])[0] if group == "cluster" else None,

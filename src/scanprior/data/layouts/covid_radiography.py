@@ -33,9 +33,9 @@ def _home(root: Path) -> dict[str, Path] | None:
     for place in places:
         found = folders_by_name(place)
         classes = {name: folder for name, folder in found.items() if name in _CLASSES}
-        if {"normal", "viral-pneumonia"} <= classes.keys() and len(classes) > 2:
-            if all(_has_its_images(folder) for folder in classes.values()):
-                return classes
+        known = {"normal", "viral-pneumonia"} <= classes.keys() and len(classes) > 2
+        if known and all(_has_its_images(folder) for folder in classes.values()):
+            return classes
         if len(place.parts) < len(root.parts) + 2:
             places += [found[name] for name in _HOMES if name in found]
     return None

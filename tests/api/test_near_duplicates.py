@@ -1,0 +1,122 @@
+"""Images that look the same stay in one part of a split, at every size of the network's input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from scanprior.api.settings import DataConfig
+from scanprior.api.sources import Images, load
+from scanprior.engine import Reporter
+from scanprior.errors import DataError
+
+COPIES = 4
+
+
+class Notes(Reporter):
+    """Keeps what is said and counts the images that are looked at."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.compared = 0
+
+    def counted(self, done: int, total: int, what: str) -> None:
+        self.compared += 1
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture
+def frames(tmp_path: Path) -> Path:
+    """Two classes of ten scenes, each as four frames that differ by light, noise and JPEG; no patients."""
+    random = np.random.default_rng(0)
+    for scene in range(20):
+        small = random.uniform(30, 190, (20, 20)).astype(np.uint8)
+        view = np.asarray(Image.fromarray(small).resize((80, 80), Image.Resampling.BICUBIC), dtype=float)
+        for frame in range(COPIES):
+            pixels = np.clip(view * (1 + 0.05 * frame) + random.normal(0, 1, view.shape), 0, 255)
+            path = tmp_path / "frames" / "ab"[scene % 2] / f"{random.integers(10**9)}_{scene}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(path, quality=80)
+    return tmp_path / "frames"
+
+
+def divided(source: Path, reporter: Reporter, **options: Any) -> Images:
+    data = DataConfig.model_validate({"size": 32, "workers": 0, **options})
+    return load([source], data, reporter, learn="labels")
+
+
+def parts_of_a_scene(images: Images) -> pd.Series:
+    scene = images.frame["image"].str.extract(r"_(\d+)\.jpg$")[0]
+    return images.frame.groupby(scene)["split"].nunique()
+
+
+def test_frames_of_a_scene_stay_together(frames: Path) -> None:
+    assert parts_of_a_scene(divided(frames, Reporter())).max() > 1, "without being asked, each image is alone"
+    notes = Notes()
+    near = {"split": {"group": "near_duplicates"}}
+    first = divided(frames, notes, **near)
+    assert parts_of_a_scene(first).max() == 1 and set(first.frame["split"]) == {"train", "val", "test"}
+    assert (
+        f"frames: {20 * COPIES} images in 20 groups of images that look the same stay together" in notes.said
+    )
+    assert notes.compared == 20 * COPIES
+    larger = divided(frames, Reporter(), size=64, fit="crop", **near)
+    assert larger.split["fingerprint"] == first.split["fingerprint"], "another size is the same division"
+
+
+def test_looks_are_measured_once_and_on_the_original_images(frames: Path) -> None:
+    near = {"split": {"group": "near_duplicates"}}
+    first, again = Notes(), Notes()
+    images = divided(frames, first, **near)
+    assert divided(frames, again, **near).split == images.split and again.compared == 0
+    store = images.store.path  # type: ignore[attr-defined]
+    kept = store / "near_duplicates.json"
+    for spoilt in ("{", "[]", json.dumps(json.loads(kept.read_text()) | {"fingerprint": "of another store"})):
+        kept.write_text(spoilt)
+        measured = Notes()
+        assert divided(frames, measured, **near).split == images.split and measured.compared
+    kept.unlink()
+    moved = shutil.copytree(store, frames.parent / "prepared")
+    next(frames.rglob("*.jpg")).unlink()
+    with pytest.raises(
+        DataError, match=r"looked for in the original images, of which .*\.jpg in .*frames cannot"
+    ):
+        divided(moved, Reporter(), **near)
+
+
+def test_patients_and_looks_are_joined(frames: Path) -> None:
+    files = sorted(path.relative_to(frames).as_posix() for path in frames.rglob("*.jpg"))
+    table = pd.DataFrame({"image": files})
+    table["label"] = table["image"].str[0]
+    scene = table["image"].str.extract(r"_(\d+)\.jpg$")[0].astype(int)
+    table["patient"] = "p" + (scene // 4 * 2 + scene % 2).astype(str)  # two scenes of a class each
+    table.to_csv(frames / "labels.csv", index=False)
+    frame = divided(frames, Reporter(), split={"group": "near_duplicates"}).frame
+    assert frame.groupby("patient")["split"].nunique().max() == 1
+
+
+def test_an_official_test_set_is_kept_and_its_likes_are_told(frames: Path) -> None:
+    files = sorted(path.relative_to(frames).as_posix() for path in frames.rglob("*.jpg"))
+    table = pd.DataFrame({"image": files})
+    table["label"] = table["image"].str[0]
+    scene = table["image"].str.extract(r"_(\d+)\.jpg$")[0].astype(int)
+    first = ~scene.duplicated()
+    table["split"] = np.where((scene < 4) & first, "test", "train")  # one frame of four scenes
+    table.to_csv(frames / "labels.csv", index=False)
+    notes = Notes()
+    frame = divided(frames, notes, split={"group": "near_duplicates"}).frame
+    assert set(frame.loc[table["split"] == "test", "split"]) == {"test"}
+    told = [text for text in notes.said if text.startswith("warning:")]
+    held = int((frame.loc[(scene < 4) & ~first, "split"] == "train").sum())
+    assert held and told == [
+        f"warning: {held} training images of frames look like images of its own validation or test images"
+    ]
