@@ -149,7 +149,10 @@ def _doubled(audit: Audit) -> Iterator[Problem]:
         message = f"{_many(audit.exact, 'group', 'groups')} of equal images ({files} files): {_examples(audit.exact)}"
         yield Problem("exact", "warning", message, len(audit.exact))
     if audit.near:
-        message = f"{_many(audit.near, 'pair', 'pairs')} of images look the same: {_examples(audit.near)}"
+        message = (
+            f"{_many(audit.near, 'pair', 'pairs')} of images look the same: {_examples(audit.near)}; a division keeps "
+            "them together with data.split.group=near_duplicates"
+        )
         yield Problem("near", "note", message, len(audit.near))
     for kind, words in (("exact", "equal images"), ("near", "images that look the same")):
         groups = audit.exact if kind == "exact" else audit.near
