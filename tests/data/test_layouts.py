@@ -326,7 +326,7 @@ def test_busi(tmp_path: Path) -> None:
     assert table["mask"]["benign (100)"] == f"{benign} (100)_mask.png|{benign} (100)_mask_1.png"
     assert pd.isna(table["mask"]["benign (9)"])
     for part in (
-        "4 images with a lesion mask, 1 of them the union of several",
+        "4 images with a mask, empty where there is no lesion; 1 mask the union of several",
         "1 image named like another class than its folder",
         "1 mask without its image left out",
         "data.split.group=near_duplicates",

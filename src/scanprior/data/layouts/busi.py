@@ -62,10 +62,9 @@ def busi(root: Path) -> Manifest:
     frame = pd.DataFrame(rows, columns=["image", "label", "mask", "lesions"])
     frame["mask"] = frame["mask"].astype("str")
     lesions = frame.pop("lesions")
-    notes = [
-        f"{counted(int((lesions > 0).sum()), 'image')} with a lesion mask, {int((lesions > 1).sum())} of them the "
-        "union of several"
-    ]
+    masked, several = int((lesions > 0).sum()), int((lesions > 1).sum())
+    notes = [f"{counted(masked, 'image')} with a mask, empty where there is no lesion"]
+    notes += [f"{counted(several, 'mask')} the union of several"] if several else []
     notes += [f"{counted(misnamed, 'image')} named like another class than its folder"] if misnamed else []
     notes += [f"{counted(alone, 'mask')} without its image left out"] if alone else []
     notes.append(
