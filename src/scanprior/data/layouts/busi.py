@@ -31,13 +31,13 @@ def _home(root: Path) -> Path | None:
 
 @layout("busi", detect=lambda root: _home(root) is not None)
 def busi(root: Path) -> Manifest:
-    """780 breast ultrasounds of 600 women: 437 benign, 210 malignant, 133 normal, each with its lesions' masks.
+    """780 breast ultrasounds of 600 patients: 437 benign, 210 malignant, 133 normal; masks of the lesions.
 
     Al-Dhabyani W., Gomaa M., Khaled H., Fahmy A., "Dataset of breast ultrasound images", Data in
     Brief 2020;28:104863. Read: ``benign/benign (1).png`` and ``benign/benign (1)_mask.png``; further
     lesions of an image are ``…_mask_1.png`` and so on, and their union is its mask. The masks of
     normal images are empty. Which images show the same woman is not published, so there is no
-    ``patient``: an image with all its masks is alone.
+    ``patient``: an image with all its masks is alone. Names with and without the blank are accepted.
     """
     home = _home(root)
     if home is None:
@@ -45,7 +45,7 @@ def busi(root: Path) -> Manifest:
             f"{root}: not BUSI; it has benign/benign (1).png and benign/benign (1)_mask.png, and the same of "
             "malignant and normal"
         )
-    rows, alone, misnamed = [], 0, 0
+    rows, masked, several, misnamed, alone = [], 0, 0, 0, 0
     for label in _CLASSES:
         files = images_by_stem(home / label, root)
         masks: dict[str, list[str]] = {}
@@ -55,14 +55,13 @@ def busi(root: Path) -> Manifest:
         for stem, file in files.items():
             if not _MASK.fullmatch(stem):
                 own = masks.pop(stem, [])
-                rows.append((file, label, join_references(own) if own else None, len(own)))
+                rows.append((file, label, join_references(own) if own else None))
+                masked += len(own) > 0
+                several += len(own) > 1
                 named = _NAME.fullmatch(stem)
                 misnamed += named is not None and named["label"] != label
         alone += sum(map(len, masks.values()))
-    frame = pd.DataFrame(rows, columns=["image", "label", "mask", "lesions"])
-    frame["mask"] = frame["mask"].astype("str")
-    lesions = frame.pop("lesions")
-    masked, several = int((lesions > 0).sum()), int((lesions > 1).sum())
+    frame = pd.DataFrame(rows, columns=["image", "label", "mask"], dtype="str")
     notes = [f"{counted(masked, 'image')} with a mask, empty where there is no lesion"]
     notes += [f"{counted(several, 'mask')} the union of several"] if several else []
     notes += [f"{counted(misnamed, 'image')} named like another class than its folder"] if misnamed else []

@@ -8,12 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from scanprior.data.layouts import layout
-from scanprior.data.layouts.published import (
-    file_names,
-    finished,
-    folders_by_name,
-    images_by_stem,
-)
+from scanprior.data.layouts.published import file_names, finished, folders_by_name, homes, images_by_stem
 from scanprior.data.manifest import Manifest, counted
 from scanprior.data.readers import is_image_path
 from scanprior.errors import DataError
@@ -28,16 +23,13 @@ _LOOKED_AT = 20
 
 
 def _home(root: Path) -> dict[str, Path] | None:
-    """Return the folders of the classes, in the given folder or in a child (of a child) of a published name."""
-    places = [root]
-    for place in places:
+    """Return the folders of the classes, in the given folder or in one of a published name below it."""
+    for place in homes(root, _HOMES):
         found = folders_by_name(place)
         classes = {name: folder for name, folder in found.items() if name in _CLASSES}
         known = {"normal", "viral-pneumonia"} <= classes.keys() and len(classes) > 2
         if known and all(_has_its_images(folder) for folder in classes.values()):
             return classes
-        if len(place.parts) < len(root.parts) + 2:
-            places += [found[name] for name in _HOMES if name in found]
     return None
 
 
@@ -53,17 +45,17 @@ def _has_its_images(folder: Path) -> bool:
 
 @layout("covid-radiography", detect=lambda root: _home(root) is not None)
 def covid_radiography(root: Path) -> Manifest:
-    """21,165 radiographs: 3,616 COVID-19, 6,012 lung opacity, 10,192 normal, 1,345 viral pneumonia; lung masks.
+    """Radiographs with COVID-19, lung opacity, viral pneumonia or nothing, and masks of the lungs.
 
     Chowdhury M. et al., "Can AI help in screening viral and COVID-19 pneumonia?", IEEE Access
     2020;8:132665; masks: Rahman T. et al., Computers in Biology and Medicine 2021;132:104319. Read:
     ``COVID/images/COVID-1.png`` and ``COVID/masks/COVID-1.png``, and the same of Lung_Opacity, Normal
     and Viral Pneumonia; older versions have the images in the folders of the classes, three classes
-    and no masks. ``*.metadata.xlsx`` is not read. Masks have 256 pixels a side and images 299.
+    and no masks. ``*.metadata.xlsx`` is not read. A mask may have another size than its image.
 
-    The classes come from different collections (viral pneumonia and some of the normal images from
-    Kermany's children, lung opacity and other normal ones from RSNA's), so that age and device give
-    the class away, and images are also in those collections. Patients are not published.
+    The classes come from different collections, among them Kermany's children and RSNA's adults, so
+    that age and device give the class away and an image may also be in one of those. Patients are
+    not published. Not verified on the files themselves: names and folders.
     """
     folders = _home(root)
     if folders is None:

@@ -29,12 +29,12 @@ _TABLES = ("HAM10000_metadata.csv", "HAM10000_metadata.tab", "HAM10000_metadata"
 _TEST_TABLES = ("ISIC2018_Task3_Test_GroundTruth.csv", "ISIC2018_Task3_Test_GroundTruth.tab")
 _IMAGE_FOLDER = re.compile(r"(ham10000_)?images(_part_?\d)?", re.IGNORECASE)
 _TEST_FOLDERS = ("ISIC2018_Task3_Test_Images", "ISIC2018_Task3_Test_Input")
-_MASK_FOLDERS = ("HAM10000_segmentations_lesion_tschandl",)
+_MASK_FOLDER = "HAM10000_segmentations_lesion_tschandl"
 
 
 @layout("ham10000", detect=lambda root: first_file(root, _TABLES) is not None)
 def ham10000(root: Path) -> Manifest:
-    """10,015 dermoscopic images of 7,470 lesions, seven diagnoses.
+    """Dermoscopic images of pigmented lesions, seven diagnoses.
 
     Tschandl P., Rosendahl C., Kittler H., "The HAM10000 dataset, a large collection of multi-source
     dermatoscopic images of common pigmented skin lesions", Scientific Data 2018;5:180161. Read:
@@ -44,7 +44,8 @@ def ham10000(root: Path) -> Manifest:
     outlines of ``HAM10000_segmentations_lesion_tschandl``; and the test images of the ISIC 2018
     challenge where the authors' ``ISIC2018_Task3_Test_GroundTruth`` (with the same columns) and
     ``ISIC2018_Task3_Test_Images`` lie beside. Copies that hold an archive twice in other case are
-    counted once. ``patient`` is the lesion: who the patients are is not published.
+    counted once. ``patient`` is the lesion: who the patients are is not published. Not verified on
+    the files themselves: the folders and the table of the challenge's test images.
     """
     path = first_file(root, _TABLES)
     if path is None:
@@ -58,7 +59,7 @@ def ham10000(root: Path) -> Manifest:
         notes += said
         shared = int(frame.groupby("patient")["split"].nunique().gt(1).sum())
         notes += [f"{counted(shared, 'lesion')} in train and test"] if shared else []
-    masks = masks_of(root, _MASK_FOLDERS)
+    masks = masks_of(root, _MASK_FOLDER)
     frame["mask"] = frame["image"].map(lambda image: masks.get(Path(image).stem)).astype("str")
     masked = int(frame["mask"].notna().sum())
     notes = [f"{counted(masked, 'image')} with an outline of the lesion", *notes] if masked else notes

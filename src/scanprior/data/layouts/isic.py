@@ -1,14 +1,13 @@
 """The ISIC 2018 challenge: diagnoses (Task 3) and outlines of lesions (Task 1) on dermoscopic images.
 
 Codella N. et al., "Skin lesion analysis toward melanoma detection 2018: a challenge hosted by the
-International Skin Imaging Collaboration (ISIC)", arXiv:1902.03368. The two tasks have different
-images of the ISIC archive, some of them in both.
+International Skin Imaging Collaboration (ISIC)", arXiv:1902.03368. The two tasks have images of
+their own. Not verified on the files themselves: the names of folders and tables.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -42,7 +41,7 @@ def _truth(root: Path, split: str) -> Path | None:
 
 @layout("isic2018", detect=lambda root: any(_truth(root, split) for split in _PARTS))
 def isic2018(root: Path) -> Manifest:
-    """10,015 training, 193 validation and 1,512 test images of skin lesions, seven diagnoses.
+    """Training, validation and test images of skin lesions, seven diagnoses.
 
     Read: ``ISIC2018_Task3_Training_GroundTruth.csv`` and those of Validation and Test, beside the
     image folders or in folders of their own names (image, then 1 for one of seven diagnoses and 0
@@ -129,7 +128,7 @@ def _outlined(root: Path) -> list[str]:
 
 @layout("isic2018-task1", detect=lambda root: bool(_outlined(root)))
 def isic2018_task1(root: Path) -> Manifest:
-    """2,594 training, 100 validation and 1,000 test images of skin lesions with their outlines as masks.
+    """Training, validation and test images of skin lesions with their outlines as masks.
 
     Read: ``ISIC2018_Task1-2_Training_Input/ISIC_0000000.jpg`` and
     ``ISIC2018_Task1_Training_GroundTruth/ISIC_0000000_segmentation.png``, and the same of Validation
@@ -152,17 +151,14 @@ def isic2018_task1(root: Path) -> Manifest:
 
 def _outlines(root: Path, split: str) -> pd.DataFrame:
     images = _images(root, f"ISIC2018_Task1-2_{_PARTS[split]}_Input")
-    masks = masks_of(root, (f"ISIC2018_Task1_{_PARTS[split]}_GroundTruth",))
+    masks = masks_of(root, f"ISIC2018_Task1_{_PARTS[split]}_GroundTruth")
     stems = pd.Series(list(images), dtype="str")
     return pd.DataFrame(
         {"image": stems.map(images), "split": split, "mask": stems.map(masks).astype("str")}
     )  # fmt: skip
 
 
-def masks_of(root: Path, folders: Sequence[str]) -> dict[str, str]:
-    """Return the masks of some folders, ``ISIC_0000000_segmentation.png``, by the names of their images."""
-    found: dict[str, str] = {}
-    for folder in folders:
-        masks = images_by_stem(root / folder, root) or images_by_stem(root / folder / folder, root)
-        found |= {stem.removesuffix("_segmentation"): mask for stem, mask in masks.items()}
-    return found
+def masks_of(root: Path, folder: str) -> dict[str, str]:
+    """Return the masks of a folder, ``ISIC_0000000_segmentation.png``, by the names of their images."""
+    masks = images_by_stem(root / folder, root) or images_by_stem(root / folder / folder, root)
+    return {stem.removesuffix("_segmentation"): mask for stem, mask in masks.items()}

@@ -6,13 +6,19 @@ split image by image is too kind to a model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from scanprior.data.layouts import layout
-from scanprior.data.layouts.published import finished, first_file, folders_by_name, images_by_stem
+from scanprior.data.layouts.published import (
+    finished,
+    first_file,
+    folders_by_name,
+    homes,
+    images_by_stem,
+    plain_name,
+)
 from scanprior.data.manifest import Manifest, counted
 from scanprior.errors import DataError
 
@@ -28,40 +34,31 @@ _FRAMES = (
 )
 
 
-def _named(root: Path, names: tuple[str, ...]) -> Iterator[Path]:
-    """Yield the folder itself, and its children and their children whose names are among ``names``."""
-    yield root
-    for name, folder in sorted(folders_by_name(root).items()):
-        if name in names:
-            yield folder
-            yield from (below for name, below in sorted(folders_by_name(folder).items()) if name in names)
-
-
 def _homes(root: Path) -> list[Path]:
     """Return the folders that hold all eight classes."""
-    places = _named(root, ("kvasir", "kvasir-dataset", "kvasir-dataset-v2"))
+    places = homes(root, ("kvasir", "kvasir-dataset", "kvasir-dataset-v2"))
     return [place for place in places if set(CLASSES) <= folders_by_name(place).keys()]
 
 
 @layout("kvasir", detect=lambda root: bool(_homes(root)))
 def kvasir(root: Path) -> Manifest:
-    """4,000 (version 1) or 8,000 images (version 2) of eight landmarks and findings, as many of each.
+    """Images of eight landmarks and findings.
 
     Pogorelov K. et al., "KVASIR: a multi-class image dataset for computer aided gastrointestinal
     disease detection", ACM MMSys 2017, doi:10.1145/3083187.3083212. Read: a folder for each class,
     in ``kvasir-dataset`` or ``kvasir-dataset-v2``; upper case, blanks and underscores in their names
-    are accepted. Some images hold the green picture of the endoscope's position. See the module
-    for the frames.
+    are accepted. Not verified on the files themselves: the names of the folders. See the module for
+    the frames.
     """
-    homes = _homes(root)
-    if not homes:
+    places = _homes(root)
+    if not places:
         raise DataError(f"{root}: not Kvasir; it has the folders {', '.join(CLASSES)}")
-    if len(homes) > 1:
-        names = " and ".join(home.relative_to(root).as_posix() for home in homes[:2])
+    if len(places) > 1:
+        names = " and ".join(place.relative_to(root).as_posix() for place in places[:2])
         raise DataError(
             f"{root}: holds Kvasir twice, in {names}, perhaps with the same images; give one of them"
         )
-    folders = folders_by_name(homes[0])
+    folders = folders_by_name(places[0])
     rows = [
         (image, label) for label in CLASSES for image in images_by_stem(folders[label], root).values()
     ]  # fmt: skip
@@ -71,8 +68,8 @@ def kvasir(root: Path) -> Manifest:
 
 def _outlined(root: Path) -> Path | None:
     """Return the folder of Kvasir-SEG, known by its name or its table of boxes."""
-    for place in _named(root, ("kvasir-seg",)):
-        known = place.name.lower().replace("_", "-") == "kvasir-seg" or first_file(place, _BOXES)
+    for place in homes(root, ("kvasir-seg",)):
+        known = plain_name(place.name) == "kvasir-seg" or first_file(place, _BOXES)
         if known and {"images", "masks"} <= folders_by_name(place).keys():
             return place
     return None
@@ -80,12 +77,13 @@ def _outlined(root: Path) -> Path | None:
 
 @layout("kvasir-seg", detect=lambda root: _outlined(root) is not None)
 def kvasir_seg(root: Path) -> Manifest:
-    """1,000 images of polyps with their outlines as masks.
+    """Images of polyps with their outlines as masks.
 
     Jha D. et al., "Kvasir-SEG: a segmented polyp dataset", MultiMedia Modeling 2020
     (arXiv:1911.07069). Read: ``images/`` and ``masks/`` with the same names; the boxes of
-    ``kavsir_bboxes.json`` are not. The masks are JPEG, which blurs their values: a segmentation
-    needs a threshold. See the module for the frames.
+    ``kavsir_bboxes.json`` are not. JPEG masks have blurred values: a segmentation needs a threshold.
+    Not verified on the files themselves: the names and that the masks are JPEG. See the module for
+    the frames.
     """
     home = _outlined(root)
     if home is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -40,10 +40,19 @@ def prefix_of(folder: Path, root: Path) -> str:
     return "" if inside == "." else f"{inside}/"
 
 
-def folders_by_name(root: Path, limit: int | None = 1000) -> dict[str, Path]:
-    """Return the folders among the first ``limit`` entries of a folder, by `plain_name`; none without the folder."""
-    folders = ((plain_name(name), root / name) for name in sorted(file_names(root, limit), reverse=True))
+def folders_by_name(root: Path) -> dict[str, Path]:
+    """Return the folders among the first thousand entries of a folder, by `plain_name`; none without the folder."""
+    folders = ((plain_name(name), root / name) for name in sorted(file_names(root, 1000), reverse=True))
     return {name: folder for name, folder in folders if folder.is_dir()}
+
+
+def homes(root: Path, names: Collection[str]) -> Iterator[Path]:
+    """Yield a folder itself, then its children and their children whose plain names are among ``names``."""
+    yield root
+    for name, folder in sorted(folders_by_name(root).items()):
+        if name in names:
+            yield folder
+            yield from (below for name, below in sorted(folders_by_name(folder).items()) if name in names)
 
 
 def plain_name(name: str) -> str:
