@@ -37,7 +37,14 @@ def test_kermany_file_names_say_what_its_table_says(real_data: RealData) -> None
 
 def test_busi_near_copies_are_found_with_their_conflicts(real_data: RealData) -> None:
     audit = check(index(real_data("busi")), workers=0)
-    assert len(audit.near) >= 75 and sum(pair["conflicting_labels"] for pair in audit.near) >= 5
+    # Each pair was looked at and shows one scene; a few may come or go with another JPEG decoder.
+    assert 175 <= len(audit.near) <= 195 and 7 <= sum(pair["conflicting_labels"] for pair in audit.near) <= 9
+    assert len(audit.exact) == 1 and audit.exact[0]["conflicting_labels"]
+    assert not any(pair["inverted"] for pair in audit.near)
+
+
+def test_dermoscopic_images_of_different_lesions_are_not_copies(real_data: RealData) -> None:
+    assert not check(index(real_data("ham10000")), workers=0).near
 
 
 def test_radiographs_of_different_adults_are_not_copies(real_data: RealData) -> None:
