@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from api.conftest import FINETUNING
+from scanprior import api
 from scanprior.api.settings import DataConfig
 from scanprior.api.sources import Images, load
 from scanprior.engine import Reporter
@@ -120,3 +122,54 @@ def test_an_official_test_set_is_kept_and_its_likes_are_told(frames: Path) -> No
     assert held and told == [
         f"warning: {held} training images of frames look like images of its own validation or test images"
     ]
+
+
+def test_groups_are_the_units_of_budgets_and_intervals(frames: Path, tmp_path: Path) -> None:
+    options = {**FINETUNING, "data.split.group": "near_duplicates", "labels.count": 10}
+    run = api.finetune(frames, out=tmp_path / "run", options=options)
+    data = pd.read_parquet(run.path / "data.parquet")
+    data["scene"] = data["image"].str.extract(r"_(\d+)\.jpg$")[0]
+    assert (data.groupby("near_duplicates")["scene"].nunique() == 1).all() and data[
+        "near_duplicates"
+    ].nunique() == 20
+    trained = data[data["used"] == "train"]
+    assert len(trained) == 10 and trained["scene"].nunique() == 10, "one image of a scene before any second"
+    predictions = pd.read_parquet(run.path / "predictions.parquet")
+    test = predictions[predictions["split"] == "test"]
+    found = json.loads((run.path / "evaluations" / "test.json").read_text())
+    assert (found["unit"], found["units"]) == ("near-duplicate group", test["near_duplicates"].nunique())
+    assert found["n"] == COPIES * found["units"] and found["patients"] is None
+    again = api.evaluate(run.path, data=frames, name="again")
+    assert (again["unit"], again["units"], again["n"]) == ("near-duplicate group", 20, 20 * COPIES)
+    page = api.report(run.path).read_text()
+    assert "intervals treat near-duplicate groups as independent" in page
+
+
+def test_masks_are_not_looked_at(frames: Path, tmp_path: Path) -> None:
+    """Every image has the same mask beside it; that makes nothing of them alike."""
+    for image in list(frames.rglob("*.jpg")):
+        mask = np.zeros((80, 80), dtype=np.uint8)
+        mask[20:60, 20:60] = 255
+        Image.fromarray(mask).save(image.with_name(f"{image.stem}_mask.png"))
+    images = divided(frames, Reporter(), split={"group": "near_duplicates"})
+    assert images.frame["mask"].notna().all() and len(images.frame) == 20 * COPIES
+    assert images.frame["near_duplicates"].nunique() == 20
+    options = {"task.name": "segment", "task.width": 4, "data.split.group": "near_duplicates"}
+    run = api.finetune(frames, out=tmp_path / "run", options={**FINETUNING, **options})
+    found = json.loads((run.path / "evaluations" / "test.json").read_text())
+    assert (found["unit"], COPIES * found["units"]) == ("near-duplicate group", found["n"])
+
+
+def test_a_column_of_the_table_is_kept(frames: Path) -> None:
+    table = pd.DataFrame(
+        {"image": sorted(path.relative_to(frames).as_posix() for path in frames.rglob("*.jpg"))}
+    )
+    table["label"] = table["image"].str[0]
+    table["near_duplicates"] = [f"seen {n % 16 // 2}" for n in range(len(table))]
+    table.to_csv(frames / "labels.csv", index=False)
+    notes = Notes()
+    frame = divided(frames, notes, split={"group": "near_duplicates"}).frame
+    plain = divided(frames, Reporter()).frame
+    assert "near_duplicates" not in plain and "near_duplicates (table)" in plain, "nobody asked for it"
+    assert notes.compared == 0 and frame["near_duplicates"].tolist() == table["near_duplicates"].tolist()
+    assert frame.groupby("near_duplicates")["split"].nunique().max() == 1

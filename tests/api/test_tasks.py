@@ -302,6 +302,7 @@ def test_split_groups(phantoms: Path, tmp_path: Path) -> None:
         run = api.pretrain(phantoms, out=tmp_path / group, options=options)
         table = pd.read_parquet(run.path / "data.parquet")
         assert 0 < len(table) < len(api.index(phantoms))
+        assert ("near_duplicates" in table) == (group == "near_duplicates")
 
 
 def test_overwrite_replaces_the_whole_run(phantoms: Path, tmp_path: Path) -> None:

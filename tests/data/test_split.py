@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scanprior.data.manifest import Manifest
-from scanprior.data.split import assign_splits, label_budget, split_fingerprint
+from scanprior.data.split import assign_splits, joined_groups, label_budget, owners_of, split_fingerprint
 from scanprior.errors import SplitError
 
 
@@ -93,6 +93,32 @@ def test_an_official_test_set_is_kept() -> None:
     assert (complete["split"] == split["split"]).all()
     two = assign_splits(manifest, fractions=(0.8, 0.2, 0), seed=1).frame
     assert set(two["split"]) == {"train", "val"}
+
+
+def test_near_duplicates_are_the_owners_where_they_are_known() -> None:
+    frame = pd.DataFrame(
+        {"image": [f"{n}.png" for n in range(6)], "patient": ["p", "p", "q", None, None, None]}
+    )
+    joined = joined_groups(frame, np.array([0, 1, 1, 3, 4, 4]))
+    assert joined.tolist() == ["0.png", "0.png", "0.png", "3.png", "4.png", "4.png"]
+    assert owners_of(frame).tolist() == ["p", "p", "q", "3.png", "4.png", "5.png"]
+    assert owners_of(frame.assign(near_duplicates=joined)).tolist() == joined.tolist()
+    assert owners_of(frame[["image"]]).tolist() == frame["image"].tolist()
+
+
+def test_a_budget_takes_one_image_of_near_duplicates_before_a_second() -> None:
+    frame = pd.DataFrame({"image": [f"{n}.png" for n in range(40)], "label": ["a", "b"] * 20})
+    near = frame.assign(
+        near_duplicates=[f"g{n // 2 % 10}" for n in range(40)]
+    )  # ten groups, each of both classes
+    for seed in range(5):
+        first = near.iloc[label_budget(near, ["label"], count=10, seed=seed)]
+        assert (first.groupby("label")["near_duplicates"].nunique() == 5).all()
+    alone = [near.iloc[label_budget(near, ["label"], count=10, seed=seed, group=None)] for seed in range(5)]
+    assert min(part.groupby("label")["near_duplicates"].nunique().min() for part in alone) < 5, "by chance"
+    drawn = near[near["label"] == "a"].reset_index(drop=True)
+    order = drawn.iloc[label_budget(drawn, ["label"], count=20, seed=1)]
+    assert order["near_duplicates"][:10].nunique() == 10, "each gives one before any gives a second"
 
 
 def test_groups_join_patients_and_duplicates() -> None:

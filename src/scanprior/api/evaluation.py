@@ -19,6 +19,7 @@ from scanprior.api.settings import DataConfig, EvaluationConfig
 from scanprior.api.sources import Images, Learn, load, renamed, side_columns
 from scanprior.config import build, merge, nest, parse_settings
 from scanprior.data.loader import evaluation_batches
+from scanprior.data.split import NEAR_DUPLICATES
 from scanprior.data.store import ImageStore
 from scanprior.data.transforms import Preprocessing
 from scanprior.engine import Reporter
@@ -42,6 +43,8 @@ def predictions_table(
     table["patient"] = frame.get("patient")
     if "source" in frame and frame["source"].nunique() > 1 and table["patient"].notna().any():
         table["patient"] = frame["source"] + "/" + frame["patient"]  # one without a name stays without
+    if NEAR_DUPLICATES in frame:
+        table[NEAR_DUPLICATES] = frame[NEAR_DUPLICATES]
     findings = [] if model.kind == "multiclass" else model.classes
     for name in side_columns(images):
         table[name] = frame[name]

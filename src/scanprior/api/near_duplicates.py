@@ -1,7 +1,7 @@
-"""Divide a source so that images which look the same stay together, as do those of a patient.
+"""Name the images of a source that look the same, so that they stay together as the images of a patient do.
 
 What looks the same is measured on the images as they are, not on the stored ones: a pretraining at 64
-pixels and a fine-tuning at 224 see the same division.
+pixels and a fine-tuning at 224 see the same groups.
 """
 
 from __future__ import annotations
@@ -9,49 +9,55 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from scanprior.api.settings import DataConfig
 from scanprior.data.check import check
 from scanprior.data.duplicates import NEAR_CORRELATION, NEAR_DISTANCE
 from scanprior.data.manifest import Manifest, counted
-from scanprior.data.split import assign_splits
+from scanprior.data.split import NEAR_DUPLICATES, joined_groups
 from scanprior.data.store import Store
 from scanprior.engine import Reporter
 from scanprior.errors import DataError
-
-NEAR_DUPLICATES = "near_duplicates"
-"""The value of ``data.split.group`` for this division."""
 
 _KEPT = "near_duplicates.json"
 _LIMITS = {"distance": NEAR_DISTANCE, "correlation": NEAR_CORRELATION}
 
 
-def split_near_duplicates(store: Store, data: DataConfig, reporter: Reporter) -> Manifest:
-    """Return the manifest of a store with its split; images connected by patient or by looks are in one part.
+def with_near_duplicates(store: Store, workers: int, reporter: Reporter) -> Manifest:
+    """Return the manifest of a store with the column ``near_duplicates``: equal text for what stays together.
+
+    Images are together that are connected by looks or by patient. Masks are not looked at. A table that brings
+    the column keeps its own.
 
     Raises:
         DataError: an image of the store is no longer where it was, so that its looks cannot be measured.
     """
-    clusters = _clusters(store, data.workers, reporter)
+    manifest = store.manifest()
+    if NEAR_DUPLICATES in manifest.frame:
+        return manifest
+    clusters = _clusters(store, workers, reporter)
     sizes = np.bincount(clusters)
     reporter.note(
         f"{store.name}: {counted(int(sizes[sizes > 1].sum()), 'image')} in {counted(int((sizes > 1).sum()), 'group')} "
         "of images that look the same stay together"
     )
-    divided = assign_splits(
-        store.manifest(), fractions=data.split.fractions, seed=data.split.seed, clusters=clusters
-    )
-    split = divided.frame["split"].to_numpy(dtype=object)
-    across = int(((split == "train") & np.isin(clusters, clusters[split != "train"])).sum())
-    if across:  # only where val or test were given
+    names = f"{store.name}/" + joined_groups(manifest.frame, clusters)
+    return replace(manifest, frame=manifest.frame.assign(**{NEAR_DUPLICATES: names}))
+
+
+def warn_of_looks(frame: pd.DataFrame, source: str, reporter: Reporter) -> None:
+    """Say how many training images look like held-out ones; only where a source names its own val or test."""
+    held_out = frame.loc[frame["split"].isin(["val", "test"]), NEAR_DUPLICATES].dropna()
+    across = int(((frame["split"] == "train") & frame[NEAR_DUPLICATES].isin(held_out)).sum())
+    if across:
         reporter.note(
-            f"warning: {counted(across, 'training image')} of {store.name} look like images of its own validation or "
-            "test images"
+            f"warning: {counted(across, 'training image')} of {source} {'look' if across > 1 else 'looks'} like images "
+            "of its own validation or test images"
         )
-    return divided
 
 
 def _clusters(store: Store, workers: int, reporter: Reporter) -> NDArray[np.int64]:
@@ -63,7 +69,7 @@ def _clusters(store: Store, workers: int, reporter: Reporter) -> NDArray[np.int6
         if (
             kept["fingerprint"] == store.fingerprint
             and kept["limits"] == _LIMITS
-            and len(found) == len(store)
+            and found.shape == (len(store),)
         ):
             return found
     audit = check(

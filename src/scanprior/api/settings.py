@@ -26,7 +26,7 @@ class SplitConfig(Config):
     group: str = Field(
         "auto",
         description="what stays together: patient, cluster (of equal images), near_duplicates (patients and images "
-        "that look the same), a column, none; auto = patient where known",
+        "that look the same; also the unit of intervals and label budgets), a column, none; auto = patient where known",
     )
     seed: int = Field(0, description="key of the split; the same for pretraining and fine-tuning")
 

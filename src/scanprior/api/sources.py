@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scanprior.api.near_duplicates import NEAR_DUPLICATES, split_near_duplicates
+from scanprior.api.near_duplicates import warn_of_looks, with_near_duplicates
 from scanprior.api.settings import DataConfig
 from scanprior.data.index import index as index_source
 from scanprior.data.manifest import Manifest
 from scanprior.data.masks import Masks, mask_columns, prepare_masks
-from scanprior.data.split import assign_splits, split_fingerprint
+from scanprior.data.split import NEAR_DUPLICATES, assign_splits, split_fingerprint
 from scanprior.data.store import OWN_COLUMNS, ImageStore, Store, concatenate, prepare
 from scanprior.data.store_writer import request_key
 from scanprior.data.transforms import Preprocessing
@@ -63,7 +63,10 @@ class Images:
         )  # fmt: skip
 
 
-_NOT_SIDE = {"image", "patient", "split", "label", "source", *OWN_COLUMNS}
+_NOT_SIDE = {"image", "patient", NEAR_DUPLICATES, "split", "label", "source", *OWN_COLUMNS}
+
+KEPT_COLUMNS = ("image", "patient", NEAR_DUPLICATES, "source", "split", "pixels")
+"""What ``data.parquet`` of a run says of an image, beside what it was used for."""
 
 
 def side_columns(images: Images) -> list[str]:
@@ -243,13 +246,14 @@ def load(
 
     Raises:
         DataError: no source, sources that do not fit together, or none of what is to be learned from.
+        SplitError: a source cannot be divided as ``data.split`` says.
     """
     if not sources:
         raise DataError("no source given; name a folder, a table, a manifest or a store")
     stores = [open_store(source, data, reporter) for source in sources]
     frames = []
     for store in stores:
-        frame = _divided(store, data, learn, reporter) if divide else _as_it_is(store)
+        frame = _divided(store, data, learn, reporter) if divide else _as_it_is(store, data, reporter)
         frames.append(frame.assign(source=store.name))
     together = concatenate(stores)
     frame = pd.concat(frames, ignore_index=True)
@@ -285,8 +289,17 @@ def _masks(stores: Sequence[Store], data: DataConfig, reporter: Reporter) -> Mas
     return masks
 
 
-def _as_it_is(store: Store) -> pd.DataFrame:
-    frame = store.manifest().frame
+def _manifest(store: Store, data: DataConfig, reporter: Reporter) -> Manifest:
+    """Return the manifest of a store, with its near duplicates where they are to stay together, and only then."""
+    if data.split.group == NEAR_DUPLICATES:
+        return with_near_duplicates(store, data.workers, reporter)
+    manifest = store.manifest()
+    kept = manifest.frame.rename(columns={NEAR_DUPLICATES: f"{NEAR_DUPLICATES} (table)"})
+    return replace(manifest, frame=kept)
+
+
+def _as_it_is(store: Store, data: DataConfig, reporter: Reporter) -> pd.DataFrame:
+    frame = _manifest(store, data, reporter).frame
     return frame if "split" in frame else frame.assign(split=pd.Series(pd.NA, index=frame.index, dtype="str"))
 
 
@@ -300,18 +313,22 @@ def _divided(store: Store, data: DataConfig, learn: Learn, reporter: Reporter) -
                 f"{store.name}: there are no labels; give a table with a label column, or class folders"
             )
         return manifest.frame.assign(split="train")
-    if has_split and {"train", "val"} <= set(manifest.frame["split"].dropna()):
-        return manifest.frame
-    if has_split and "train" not in set(manifest.frame["split"].dropna()):
-        return manifest.frame
-    group = data.split.group
-    if group == NEAR_DUPLICATES:
-        return split_near_duplicates(store, data, reporter).frame
-    divided = assign_splits(
-        manifest, fractions=data.split.fractions, seed=data.split.seed, group=None if group == "none" else group,
+    manifest = _manifest(store, data, reporter)
+    given = set(manifest.frame["split"].dropna()) if has_split else set()
+    complete = {"train", "val"} <= given or (has_split and "train" not in given)
+    if not complete:
+        manifest = _assigned(manifest, data)
+    if NEAR_DUPLICATES in manifest.frame:
+        warn_of_looks(manifest.frame, store.name, reporter)
+    return manifest.frame
+
+
+def _assigned(manifest: Manifest, data: DataConfig) -> Manifest:
+    group, split = data.split.group, data.split
+    return assign_splits(
+        manifest, fractions=split.fractions, seed=split.seed, group=None if group == "none" else group,
         clusters=pd.factorize(manifest.frame["pixels"])[0] if group == "cluster" else None,
     )  # fmt: skip
-    return divided.frame
 
 
 def _source_card(store: Store) -> dict[str, object]:
@@ -329,13 +346,16 @@ def _source_card(store: Store) -> dict[str, object]:
 
 
 def leakage_across(frame: pd.DataFrame) -> dict[str, object]:
-    """Count patients and identical images that stand in more than one split."""
+    """Count patients, identical images and (where known) near duplicates that stand in more than one split."""
     divided = frame[frame["split"].notna()]
     patients = 0
     if "patient" in divided and divided["patient"].notna().any():
         who = divided[divided["patient"].notna()].groupby(["source", "patient"])["split"].nunique()
         patients = int((who > 1).sum())
     exact = int((divided.groupby("pixels")["split"].nunique() > 1).sum())
+    near = None
+    if NEAR_DUPLICATES in divided:
+        near = int((divided.groupby(NEAR_DUPLICATES)["split"].nunique() > 1).sum())
     found = patients + exact > 0
     summary = (
         f"{patients} patients and {exact} identical images stand in more than one split"
@@ -347,6 +367,7 @@ def leakage_across(frame: pd.DataFrame) -> dict[str, object]:
         "leakage": found,
         "patients_across": patients,
         "exact_across": exact,
+        "near_across": near,
         "summary": summary,
     }
 

@@ -23,6 +23,9 @@ from scanprior.errors import SplitError
 Group = str | None
 """What must stay together: "auto", "patient", "cluster", a column, or None for single images."""
 
+NEAR_DUPLICATES = "near_duplicates"
+"""The column that joins images which look the same and those of a patient, where it was asked for."""
+
 
 def assign_splits(
     manifest: Manifest,
@@ -96,7 +99,7 @@ def label_budget(
     count: int | None = None,
     fraction: float | None = None,
     seed: int = 0,
-    group: Group = "patient",
+    group: Group = "auto",
 ) -> NDArray[np.int64]:
     """Return the row positions of the images whose labels are used, in the order in which they are drawn.
 
@@ -111,7 +114,8 @@ def label_budget(
         count: number of labelled images; or
         fraction: share of the labelled images, in (0, 1].
         seed: another seed is another draw.
-        group: column that says which images belong together; without it each image is alone.
+        group: column that says which images belong together; without it, or with None, each image is alone;
+            "auto" is `owners_of`.
 
     Returns:
         int64 positions in ``frame``, shape (count,).
@@ -145,6 +149,26 @@ def label_budget(
             if starts[name] < len(queue):
                 drawn[queue[starts[name]]] = None
     return rows[np.fromiter(drawn, dtype=np.int64)[:wanted]]
+
+
+def joined_groups(frame: pd.DataFrame, clusters: NDArray[np.int64]) -> pd.Series:
+    """Return a name for every row, equal for images that a patient or a cluster connects: their least image's.
+
+    Args:
+        frame: manifest rows.
+        clusters: (n,) int64, equal numbers for images that are duplicates.
+    """
+    names = frame["image"].astype(str)
+    return names.groupby(_groups(frame, "auto", clusters)).transform("min")
+
+
+def owners_of(frame: pd.DataFrame) -> pd.Series:
+    """Return whose each image is: its near duplicates' where they are known, else its patient's, else its own."""
+    owners = pd.Series(pd.NA, index=frame.index, dtype="str")
+    for column in (NEAR_DUPLICATES, "patient", "image"):
+        if column in frame.columns:
+            owners = owners.fillna(frame[column].astype("str"))
+    return owners
 
 
 def _shares(fractions: Sequence[float]) -> dict[str, float]:
@@ -233,10 +257,12 @@ def _classes(frame: pd.DataFrame, label_columns: Sequence[str]) -> list[set[str]
 def _draw_order(frame: pd.DataFrame, seed: int, group: Group) -> list[int]:
     """Return row places in keyed order of patients; every patient's first image before any second one."""
     images = frame["image"].astype(str).tolist()
-    grouped = group not in (None, "auto") and group in frame.columns
-    owners = images if not grouped else [
-        str(image if pd.isna(owner) else owner) for image, owner in zip(images, frame[str(group)], strict=True)
-    ]  # fmt: skip
+    if group == "auto":
+        owners = owners_of(frame).tolist()
+    elif group is None or group not in frame.columns:
+        owners = images
+    else:
+        owners = frame[group].astype("str").fillna(frame["image"].astype("str")).tolist()
     order = pd.DataFrame(
         {
             "owner": owners,
