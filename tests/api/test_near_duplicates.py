@@ -17,7 +17,7 @@ from scanprior import api
 from scanprior.api.settings import DataConfig
 from scanprior.api.sources import Images, load
 from scanprior.engine import Reporter
-from scanprior.errors import DataError
+from scanprior.errors import ConfigError, DataError, SplitError
 
 COPIES = 4
 
@@ -173,3 +173,43 @@ def test_a_column_of_the_table_is_kept(frames: Path) -> None:
     assert "near_duplicates" not in plain and "near_duplicates (table)" in plain, "nobody asked for it"
     assert notes.compared == 0 and frame["near_duplicates"].tolist() == table["near_duplicates"].tolist()
     assert frame.groupby("near_duplicates")["split"].nunique().max() == 1
+
+
+def test_folds_keep_scenes_together_and_test_all_of_them(frames: Path) -> None:
+    tested: list[str] = []
+    for fold in range(1, 6):
+        images = divided(frames, Reporter(), split={"group": "near_duplicates", "folds": 5, "fold": fold})
+        assert parts_of_a_scene(images).max() == 1 and len(images.rows("val"))
+        assert (images.split["fold"], images.split["folds"]) == (fold, 5)
+        test = images.frame[images.frame["split"] == "test"]
+        assert test["label"].value_counts().to_dict() == {"a": 2 * COPIES, "b": 2 * COPIES}
+        tested += test["image"].tolist()
+    assert sorted(tested) == sorted(images.frame["image"])
+
+
+def test_folds_are_refused_where_the_source_names_its_test_images(frames: Path, tmp_path: Path) -> None:
+    options = {**FINETUNING, "data.split.folds": 5, "data.split.fold": 2}
+    run = api.finetune(frames, out=tmp_path / "run", options=options)
+    official = shutil.copytree(frames, tmp_path / "official")
+    table = pd.DataFrame(
+        {"image": sorted(path.relative_to(official).as_posix() for path in official.rglob("*.jpg"))}
+    )
+    table["label"] = table["image"].str[0]
+    table["split"] = ["test" if number % 4 == 0 else "train" for number in range(len(table))]
+    table.to_csv(official / "labels.csv", index=False)
+    with pytest.raises(
+        SplitError, match=r"20 images are val or test by its own split, which data\.split\.folds=5"
+    ):
+        api.finetune(official, out=tmp_path / "refused", options=options)
+    assert api.evaluate(run.path, data=official, split="test")["n"] == 20, (
+        "an evaluation takes them as they are"
+    )
+    for wrong, said in (
+        (
+            {"data.split.folds": 5},
+            "data.split: .*give folds and fold, or neither, found folds=5 and fold=None",
+        ),
+        ({"data.split.folds": 5, "data.split.fold": 6}, "data.split: .*fold is 1 to 5 of folds=5, found 6"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            api.finetune(frames, out=tmp_path / "wrong", options={**FINETUNING, **wrong})

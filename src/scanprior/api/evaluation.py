@@ -288,7 +288,7 @@ def open_subject(
     data_config = build(DataConfig, merge(*layers, sets.get("data", {})), nest({"exclude_leaks": False}))
     learn: Learn = "masks" if segments else "labels"
     divide = data is None or split in ("train", "val", "test", "held-out")
-    images = load(sources, data_config, reporter, learn=learn, divide=divide)
+    images = load(sources, data_config, reporter, learn=learn, divide=divide, training=False)
     if label_map:  # after the division, which is then the one that a training on these data makes
         images.frame = images.frame.assign(label=renamed(images.frame, label_map, str(data)))
     rows, said = choose_rows(images, split, own=data is None)

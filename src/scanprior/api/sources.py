@@ -229,6 +229,7 @@ def load(
     *,
     learn: Learn,
     divide: bool = True,
+    training: bool = True,
 ) -> Images:
     """Open all sources and divide them.
 
@@ -243,6 +244,7 @@ def load(
         reporter: shows progress.
         learn: what of them is learned from; masks are prepared only then.
         divide: whether to divide what has no split.
+        training: whether folds are an error of a source with val or test images of its own; else it keeps them.
 
     Raises:
         DataError: no source, sources that do not fit together, or none of what is to be learned from.
@@ -253,7 +255,9 @@ def load(
     stores = [open_store(source, data, reporter) for source in sources]
     frames = []
     for store in stores:
-        frame = _divided(store, data, learn, reporter) if divide else _as_it_is(store, data, reporter)
+        frame = (
+            _divided(store, data, learn, training, reporter) if divide else _as_it_is(store, data, reporter)
+        )
         frames.append(frame.assign(source=store.name))
     together = concatenate(stores)
     frame = pd.concat(frames, ignore_index=True)
@@ -303,7 +307,9 @@ def _as_it_is(store: Store, data: DataConfig, reporter: Reporter) -> pd.DataFram
     return frame if "split" in frame else frame.assign(split=pd.Series(pd.NA, index=frame.index, dtype="str"))
 
 
-def _divided(store: Store, data: DataConfig, learn: Learn, reporter: Reporter) -> pd.DataFrame:
+def _divided(
+    store: Store, data: DataConfig, learn: Learn, training: bool, reporter: Reporter
+) -> pd.DataFrame:
     manifest = store.manifest()
     has_split = "split" in manifest.frame and manifest.frame["split"].notna().any()
     supervised = manifest.label_columns or mask_columns(manifest.frame)
@@ -315,19 +321,21 @@ def _divided(store: Store, data: DataConfig, learn: Learn, reporter: Reporter) -
         return manifest.frame.assign(split="train")
     manifest = _manifest(store, data, reporter)
     given = set(manifest.frame["split"].dropna()) if has_split else set()
+    fold = data.split.chosen_fold if training or not given & {"val", "test"} else None
     complete = {"train", "val"} <= given or (has_split and "train" not in given)
-    if not complete:
-        manifest = _assigned(manifest, data)
+    if not complete or fold is not None:
+        manifest = _assigned(manifest, data, fold)
     if NEAR_DUPLICATES in manifest.frame:
         warn_of_looks(manifest.frame, store.name, reporter)
     return manifest.frame
 
 
-def _assigned(manifest: Manifest, data: DataConfig) -> Manifest:
+def _assigned(manifest: Manifest, data: DataConfig, fold: tuple[int, int] | None) -> Manifest:
     group, split = data.split.group, data.split
     return assign_splits(
         manifest, fractions=split.fractions, seed=split.seed, group=None if group == "none" else group,
         clusters=pd.factorize(manifest.frame["pixels"])[0] if group == "cluster" else None,
+        fold=fold,
     )  # fmt: skip
 
 
@@ -400,5 +408,7 @@ def split_card(frame: pd.DataFrame, data: DataConfig) -> dict[str, object]:
         "fingerprint": split_fingerprint(frame),
         "seed": data.split.seed,
         "group": data.split.group,
+        "folds": data.split.folds,
+        "fold": data.split.fold,
         "counts": counts,
     }

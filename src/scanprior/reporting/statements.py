@@ -103,6 +103,7 @@ def data_facts(model: Mapping[str, Any]) -> Facts:
         ("Split fingerprint", split.get("fingerprint")),
         ("Split seed", split.get("seed")),
         ("Kept together", split.get("group")),
+        ("Test is fold", f"{split['fold']} of {split['folds']}" if split.get("folds") else None),
         ("Labels used for training", None if data.get("labels_used") is None else count(data["labels_used"])),
         ("Transductive", "yes" if data.get("transductive") else "no" if "transductive" in data else None),
     ]
