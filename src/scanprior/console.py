@@ -92,6 +92,8 @@ def clock(seconds: float) -> str:
 def evaluation_table(result: dict[str, Any]) -> Table:
     """Return the metrics of an evaluation as a table."""
     who = f"{result['patients']:,} patients" if result.get("patients") else "patients unknown"
+    if result.get("unit") not in (None, "image", "patient"):
+        who += f", {result['units']:,} {result['unit']}s"
     table = Table(title=f"{result['name']}: {result['n']:,} images, {who}", title_justify="left")
     for column, side in (
         ("metric", "left"),

@@ -297,11 +297,12 @@ def test_several_sources_are_pooled(phantoms: Path, tmp_path: Path) -> None:
 
 
 def test_split_groups(phantoms: Path, tmp_path: Path) -> None:
-    for group in ("none", "cluster", "site", "patient"):
+    for group in ("none", "cluster", "near_duplicates", "site", "patient"):
         options = {**PRETRAINING, "data.split.group": group, "data.split.fractions": [0.5, 0, 0.5]}
         run = api.pretrain(phantoms, out=tmp_path / group, options=options)
         table = pd.read_parquet(run.path / "data.parquet")
         assert 0 < len(table) < len(api.index(phantoms))
+        assert ("near_duplicates" in table) == (group == "near_duplicates")
 
 
 def test_overwrite_replaces_the_whole_run(phantoms: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from scanprior.data.layouts.chexpert import OBSERVATIONS as CHEXPERT
+from scanprior.data.layouts.kvasir import CLASSES as KVASIR
 from scanprior.data.layouts.mimic import OBSERVATIONS as MIMIC
 
 NIH_HEADER = (
@@ -233,6 +234,107 @@ def jsrt(root: Path) -> Path:
     return root
 
 
+def busi(root: Path) -> Path:
+    """Two lesions of one image, an image without a mask, a mask without its image, a name of another class."""
+    home = root / "Dataset_BUSI_with_GT"
+    pictures(
+        home,
+        "benign/benign (1).png", "benign/benign (1)_mask.png", "benign/benign (100).png",
+        "benign/benign (100)_mask.png", "benign/benign (100)_mask_1.png", "benign/benign (7)_mask.png",
+        "malignant/malignant (1).png", "malignant/malignant (1)_mask.png", "malignant/benign (9).png",
+        "normal/normal (1).png", "normal/normal (1)_mask.png",
+    )  # fmt: skip
+    return root
+
+
+ISIC_HEADER = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC"
+
+
+def isic2018(root: Path) -> Path:
+    """Two pictures of a lesion, one without its file, one without a row; validation and test without lesions."""
+    train = root / "ISIC2018_Task3_Training_Input"
+    pictures(train, *(f"ISIC_002430{number}.jpg" for number in (6, 7, 8)), "ISIC_0099999.jpg")
+    pictures(root, "ISIC2018_Task3_Validation_Input/ISIC_0034321.jpg")
+    pictures(root, "ISIC2018_Task3_Test_Input/ISIC_0034524.jpg")
+    name = "ISIC2018_Task3_{0}_GroundTruth/ISIC2018_Task3_{0}_GroundTruth.csv"
+    text(
+        root / name.format("Training"),
+        ISIC_HEADER,
+        "ISIC_0024306,0.0,1.0,0.0,0.0,0.0,0.0,0.0",
+        "ISIC_0024307,0.0,1.0,0.0,0.0,0.0,0.0,0.0",
+        "ISIC_0024308,1.0,0.0,0.0,0.0,0.0,0.0,0.0",
+        "ISIC_0024309,0.0,0.0,0.0,0.0,0.0,0.0,1.0",
+    )
+    text(root / name.format("Validation"), ISIC_HEADER, "ISIC_0034321,0,0,1,0,0,0,0")
+    text(root / name.format("Test"), ISIC_HEADER, "ISIC_0034524,0,0,0,1,0,0,0")
+    text(
+        root / "ISIC2018_Task3_Training_LesionGroupings.csv",
+        "image,lesion_id,diagnosis_confirm_type",
+        "ISIC_0024306,HAM_0000550,serial imaging showing no change",
+        "ISIC_0024307,HAM_0000550,serial imaging showing no change",
+        "ISIC_0024308,HAM_0003577,histopathology",
+        "ISIC_0024309,HAM_0001477,histopathology",
+    )
+    return root
+
+
+def isic2018_task1(root: Path) -> Path:
+    """An image without an outline, and a picture of its superpixels, which is none."""
+    pictures(
+        root,
+        "ISIC2018_Task1-2_Training_Input/ISIC_0000000.jpg", "ISIC2018_Task1-2_Training_Input/ISIC_0000001.jpg",
+        "ISIC2018_Task1-2_Training_Input/ISIC_0000001_superpixels.png",
+        "ISIC2018_Task1_Training_GroundTruth/ISIC_0000000_segmentation.png",
+    )  # fmt: skip
+    text(root / "ISIC2018_Task1-2_Training_Input" / "ATTRIBUTION.txt", "see the challenge")
+    return root
+
+
+def ham10000(root: Path) -> Path:
+    """An archive twice in other case, an unknown sex, no age, a picture that is not there, one without a row."""
+    pictures(root, *(f"HAM10000_images_part_1/ISIC_002741{number}.jpg" for number in (8, 9)))
+    pictures(root, *(f"ham10000_images_part_1/ISIC_002741{number}.jpg" for number in (8, 9)))
+    pictures(root, "HAM10000_images_part_2/ISIC_0031633.jpg", "HAM10000_images_part_2/ISIC_0099999.jpg")
+    pictures(root, "HAM10000_segmentations_lesion_tschandl/ISIC_0027419_segmentation.png")
+    text(
+        root / "HAM10000_metadata.csv",
+        "lesion_id,image_id,dx,dx_type,age,sex,localization",
+        "HAM_0000118,ISIC_0027419,bkl,histo,80.0,male,scalp",
+        "HAM_0000118,ISIC_0027418,bkl,histo,80.0,male,scalp",
+        "HAM_0002761,ISIC_0031633,nv,follow_up,,unknown,unknown",
+        "HAM_0002762,ISIC_0031634,mel,histo,75.0,female,ear",
+    )
+    return root
+
+
+def kvasir(root: Path) -> Path:
+    """Folders in other case and with blanks, features beside the images, an image of another suffix."""
+    folders = [*KVASIR[:-2], "Polyps", "Ulcerative Colitis"]
+    for number, folder in enumerate(folders):
+        pictures(root / "kvasir-dataset-v2", f"{folder}/{number}a.jpg", f"{folder}/{number}b.JPG")
+        text(root / "kvasir-dataset-v2" / folder / f"{number}a.features", "JCD,1,2")
+    return root
+
+
+def kvasir_seg(root: Path) -> Path:
+    """JPEG masks, of one image none, and one without its image."""
+    home = root / "Kvasir-SEG"
+    pictures(home, "images/cju0a.jpg", "images/cju0b.jpg", "masks/cju0a.jpg", "masks/cju0c.jpg")
+    text(home / "kavsir_bboxes.json", "{}")
+    return root
+
+
+def covid_radiography(root: Path) -> Path:
+    """Images and masks of the same names, of one image no mask, tables that are not read."""
+    home = root / "COVID-19_Radiography_Dataset"
+    for label in ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia"):
+        pictures(home, *(f"{label}/{kind}/{label}-1.png" for kind in ("images", "masks")))
+        (home / f"{label}.metadata.xlsx").write_bytes(b"PK")
+    pictures(home, "COVID/images/COVID-2.png", "Normal/masks/Normal-9.png")
+    text(home / "README.md.txt", "COVID-19 CHEST X-RAY DATABASE")
+    return root
+
+
 MADE: dict[str, Callable[[Path], Path]] = {
     "kermany": kermany,
     "nih-chestxray14": nih,
@@ -243,4 +345,11 @@ MADE: dict[str, Callable[[Path], Path]] = {
     "shenzhen": shenzhen,
     "montgomery": montgomery,
     "jsrt": jsrt,
+    "busi": busi,
+    "isic2018": isic2018,
+    "isic2018-task1": isic2018_task1,
+    "ham10000": ham10000,
+    "kvasir": kvasir,
+    "kvasir-seg": kvasir_seg,
+    "covid-radiography": covid_radiography,
 }

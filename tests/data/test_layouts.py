@@ -14,9 +14,13 @@ from data.made_datasets import MADE, pictures, text
 from scanprior.data.index import index, layouts
 from scanprior.data.layouts import LAYOUTS
 from scanprior.data.layouts.chexpert import OBSERVATIONS
+from scanprior.data.layouts.kvasir import CLASSES as KVASIR
 from scanprior.data.layouts.nih import FINDINGS
 from scanprior.data.manifest import Manifest
 from scanprior.errors import DataError
+
+WITHOUT_PATIENTS = {"busi", "isic2018-task1", "kvasir", "kvasir-seg", "covid-radiography"}
+ONLY_MASKS = {"isic2018-task1", "kvasir-seg"}
 
 
 def rows(manifest: Manifest) -> pd.DataFrame:
@@ -37,7 +41,11 @@ def test_a_folder_is_recognised_as_itself_and_nothing_else(tmp_path: Path, name:
     assert all((root / image).is_file() for image in found.frame["image"]) and found.frame["image"].is_unique
     masks = found.frame.get("mask", pd.Series(dtype="str")).dropna()
     assert all((root / part).is_file() for mask in masks for part in mask.split("|"))
-    assert not found.frame["patient"].isna().any() and found.task is not None
+    assert (found.task is None) == (name in ONLY_MASKS), name
+    if name in WITHOUT_PATIENTS:
+        assert "patient" not in found.frame.columns and "no patient identifiers are published" in found.found
+    elif name != "isic2018":  # where the lesions of validation and test are not published
+        assert not found.frame["patient"].isna().any()
     pd.testing.assert_frame_equal(index(root, layout=name).frame, found.frame)
     assert Manifest.load(found.save(tmp_path / "m" / "manifest.parquet")).fingerprint() == found.fingerprint()
     assert index(root, label_columns=[]).task is None
@@ -308,6 +316,172 @@ def test_jsrt(tmp_path: Path) -> None:
         assert part in found.found, part
 
 
+def test_busi(tmp_path: Path) -> None:
+    found = index(made.busi(tmp_path))
+    table, benign = rows(found), "Dataset_BUSI_with_GT/benign/benign"
+    assert table["label"].to_dict() == {
+        "benign (1)": "benign", "benign (100)": "benign", "malignant (1)": "malignant", "benign (9)": "malignant",
+        "normal (1)": "normal",
+    }  # fmt: skip
+    assert table["mask"]["benign (100)"] == f"{benign} (100)_mask.png|{benign} (100)_mask_1.png"
+    assert pd.isna(table["mask"]["benign (9)"])
+    for part in (
+        "4 images with a mask, empty where there is no lesion; 1 mask the union of several",
+        "1 image named like another class than its folder",
+        "1 mask without its image left out",
+        "data.split.group=near_duplicates",
+    ):
+        assert part in found.found, part
+    inside = index(tmp_path / "Dataset_BUSI_with_GT")
+    assert inside.layout == "busi" and inside.frame["image"][0] == "benign/benign (1).png"
+
+
+def test_isic2018(tmp_path: Path) -> None:
+    root = made.isic2018(tmp_path)
+    found = index(root)
+    table = rows(found)
+    assert table["label"].tolist() == ["nv", "nv", "mel", "bcc", "akiec"]
+    assert table["split"].tolist() == ["train"] * 3 + ["val", "test"]
+    assert table["patient"].tolist()[:3] == ["HAM_0000550", "HAM_0000550", "HAM_0003577"]
+    assert table["patient"].isna().tolist() == [False] * 3 + [True] * 2, "a lesion nobody named is nobody's"
+    assert table["confirmed_by"]["ISIC_0024308"] == "histopathology"
+    for part in (
+        "a patient here is a lesion",
+        "1 image of ISIC2018_Task3_Training_GroundTruth.csv not there and left out",
+        "1 image on disk without a row left out",
+    ):
+        assert part in found.found, part
+    for part in ("Validation", "Test"):
+        shutil.rmtree(root / f"ISIC2018_Task3_{part}_GroundTruth")
+    folder = root / "ISIC2018_Task3_Training_GroundTruth"
+    (folder / f"{folder.name}.csv").rename(root / f"{folder.name}.csv")
+    groupings = root / "ISIC2018_Task3_Training_LesionGroupings.csv"
+    with groupings.open("a") as file:
+        file.write("ISIC_0024308,HAM_0000001,histopathology\n")
+    with pytest.raises(DataError, match=r"line 6 gives 'ISIC_0024308' a second lesion"):
+        index(root)
+    groupings.unlink()
+    bare = index(root)
+    assert not {"split", "patient"} & set(bare.frame.columns) and "pictures of one lesion may" in bare.found
+
+
+@pytest.mark.parametrize(
+    "row", ["1,1,0,0,0,0,0", "0,0,0,0,0,0,0", "0.5,0.5,0,0,0,0,0", ",1,0,0,0,0,0", "x,1,0,0,0,0,0"]
+)
+def test_a_diagnosis_that_is_not_one_costs_a_sentence(tmp_path: Path, row: str) -> None:
+    root = made.isic2018(tmp_path)
+    path = root / "ISIC2018_Task3_Test_GroundTruth" / "ISIC2018_Task3_Test_GroundTruth.csv"
+    text(path, made.ISIC_HEADER, "ISIC_0034523,0,1,0,0,0,0,0", f"ISIC_0034524,{row}")
+    with pytest.raises(
+        DataError, match=r"line 3 gives ISIC_0034524 MEL .*; one diagnosis is 1 and the others"
+    ):
+        index(root)
+
+
+def test_isic2018_task1(tmp_path: Path) -> None:
+    root = made.isic2018_task1(tmp_path)
+    found = index(root)
+    assert rows(found)["mask"].isna().to_dict() == {"ISIC_0000000": False, "ISIC_0000001": True}
+    assert "1 image with an outline of the lesion" in found.found and "split" not in found.frame.columns
+    pictures(root, "ISIC2018_Task1-2_Test_Input/ISIC_0012169.jpg")
+    assert index(root).frame["split"].tolist() == ["train", "train", "test"]
+    made.isic2018(root)
+    with pytest.raises(DataError, match="fits the layouts isic2018 and isic2018-task1; name"):
+        index(root)
+
+
+@pytest.mark.parametrize("file", ["HAM10000_metadata.csv", "HAM10000_metadata.tab", "HAM10000_metadata"])
+def test_ham10000(tmp_path: Path, file: str) -> None:
+    root = made.ham10000(tmp_path)
+    content = (root / "HAM10000_metadata.csv").read_text()
+    (root / "HAM10000_metadata.csv").rename(root / file)
+    (root / file).write_text(content.replace(",", "\t") if file.endswith(".tab") else content)
+    found = index(root)
+    table = rows(found)
+    assert table["label"].to_dict() == {"ISIC_0027419": "bkl", "ISIC_0027418": "bkl", "ISIC_0031633": "nv"}
+    assert table["patient"].tolist() == ["HAM_0000118", "HAM_0000118", "HAM_0002761"]
+    assert table["age"].tolist()[:2] == [80, 80] and np.isnan(table["age"]["ISIC_0031633"])
+    assert table["sex"].tolist()[:2] == ["M", "M"] and pd.isna(table["sex"]["ISIC_0031633"])
+    assert table["image"]["ISIC_0027418"] == "HAM10000_images_part_1/ISIC_0027418.jpg", "one of two copies"
+    assert table["mask"].notna().tolist() == [True, False, False] and "site" not in table.columns
+    for part in (
+        "1 image with an outline", f"1 image of {file} not there", "1 image on disk without a row", "is a lesion",
+    ):  # fmt: skip
+        assert part in found.found, part
+
+
+def test_ham10000_with_the_test_images_of_the_challenge(tmp_path: Path) -> None:
+    root = made.ham10000(tmp_path)
+    pictures(root, "ISIC2018_Task3_Test_Images/ISIC_0035068.jpg")
+    text(
+        root / "ISIC2018_Task3_Test_GroundTruth.csv",
+        "lesion_id,image_id,dx,dx_type,age,sex,localization,dataset",
+        "HAM_0000118,ISIC_0035068,NV,histo,35.0,male,back,vidir_modern",
+    )
+    found = index(root)
+    assert found.layout == "ham10000" and found.frame["split"].tolist() == ["train"] * 3 + ["test"]
+    assert found.frame["site"].tolist()[3] == "vidir_modern" and found.classes == ["bkl", "nv"]
+    assert "1 lesion in train and test" in found.found
+
+
+def test_kvasir(tmp_path: Path) -> None:
+    root = made.kvasir(tmp_path)
+    found = index(root)
+    assert found.classes == sorted(KVASIR) and len(found) == 16
+    assert found.frame["label"].value_counts().eq(2).all()
+    assert rows(found)["label"]["7b"] == "ulcerative-colitis"
+    assert "frames of one examination" in found.found and "near_duplicates" in found.found
+    assert index(root / "kvasir-dataset-v2").layout == "kvasir"
+    shutil.copytree(root / "kvasir-dataset-v2", root / "kvasir-dataset")
+    with pytest.raises(DataError, match="holds Kvasir twice, in kvasir-dataset and kvasir-dataset-v2"):
+        index(root)
+    shutil.rmtree(root / "kvasir-dataset-v2" / "Polyps")
+    assert index(root / "kvasir-dataset-v2").layout == "class-folders", (
+        "seven classes are someone's own choice"
+    )
+
+
+def test_kvasir_seg(tmp_path: Path) -> None:
+    root = made.kvasir_seg(tmp_path)
+    found = index(root)
+    assert rows(found)["mask"].isna().to_dict() == {"cju0a": False, "cju0b": True}
+    for part in ("1 image with an outline", "task.mask_threshold=128", "1 mask without its image left out"):
+        assert part in found.found, part
+    assert index(root / "Kvasir-SEG").layout == "kvasir-seg"
+    (root / "Kvasir-SEG").rename(root / "polyps")
+    assert index(root / "polyps").layout == "kvasir-seg", "known by its boxes"
+    (root / "polyps" / "kavsir_bboxes.json").unlink()
+    assert index(root / "polyps").layout == "flat"
+
+
+def test_covid_radiography(tmp_path: Path) -> None:
+    root = made.covid_radiography(tmp_path)
+    found = index(root)
+    table = rows(found)
+    assert table["label"].to_dict() == {
+        "COVID-1": "covid", "COVID-2": "covid", "Lung_Opacity-1": "lung_opacity", "Normal-1": "normal",
+        "Viral Pneumonia-1": "viral_pneumonia",
+    }  # fmt: skip
+    home = "COVID-19_Radiography_Dataset"
+    assert table["mask"]["Viral Pneumonia-1"] == f"{home}/Viral Pneumonia/masks/Viral Pneumonia-1.png"
+    assert table["mask"].isna().sum() == 1
+    for part in ("4 images with a lung mask", "1 mask without its image", "the source gives the label away"):
+        assert part in found.found, part
+    assert index(root / home).layout == "covid-radiography"
+
+
+def test_covid_radiography_of_older_form(tmp_path: Path) -> None:
+    home = tmp_path / "COVID-19 Radiography Database"
+    names = ("COVID-19/COVID-19 (1).png", "NORMAL/NORMAL (1).png", "Viral Pneumonia/Viral Pneumonia (1).png")
+    pictures(home, *names)
+    found = index(tmp_path)
+    assert found.layout == "covid-radiography" and found.classes == ["covid", "normal", "viral_pneumonia"]
+    assert "no lung masks" in found.found and "mask" not in found.frame.columns
+    own = tmp_path / "own"
+    pictures(own, "Covid/a.png", "Normal/b.png", "Viral Pneumonia/c.png")
+    assert index(own).layout == "class-folders", "folders of these names alone may be anybody's"
+
+
 @pytest.mark.parametrize(
     ("name", "file", "old", "new", "message"),
     [
@@ -348,6 +522,8 @@ def test_jsrt(tmp_path: Path) -> None:
             "klass",
             "no published column 'class'",
         ),
+        ("ham10000", "HAM10000_metadata.csv", ",nv,", ",naevus,", "line 4 has 'naevus' in the column 'dx'"),
+        ("ham10000", "HAM10000_metadata.csv", "lesion_id", "lesion", "no published column 'lesion_id'"),
         ("jsrt", "Clinical_Information/CNNDAT_EN.TXT", "male", "unclear", "not one record of the form"),
     ],
 )

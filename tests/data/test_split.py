@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scanprior.data.manifest import Manifest
-from scanprior.data.split import assign_splits, label_budget, split_fingerprint
+from scanprior.data.split import assign_splits, joined_groups, label_budget, owners_of, split_fingerprint
 from scanprior.errors import SplitError
 
 
@@ -93,6 +93,82 @@ def test_an_official_test_set_is_kept() -> None:
     assert (complete["split"] == split["split"]).all()
     two = assign_splits(manifest, fractions=(0.8, 0.2, 0), seed=1).frame
     assert set(two["split"]) == {"train", "val"}
+
+
+@settings(max_examples=20, deadline=None)
+@given(patients=st.integers(40, 150), seed=st.integers(0, 10**9), folds=st.integers(2, 5))
+def test_folds_test_every_image_once(patients: int, seed: int, folds: int) -> None:
+    manifest = made(patients, seed)
+    shuffled = manifest.subset(np.random.default_rng(seed).permutation(len(manifest)))
+    tested: list[str] = []
+    for k in range(1, folds + 1):
+        split = assign_splits(manifest, seed=seed, fold=(k, folds))
+        frame = split.frame
+        assert by_image(assign_splits(shuffled, seed=seed, fold=(k, folds))) == by_image(split)
+        assert (frame.groupby("patient")["split"].nunique() == 1).all()
+        assert set(frame["split"]) == {"train", "val", "test"}
+        for label, rows in frame.groupby("label"):
+            here = rows["split"].value_counts()
+            assert abs(here["test"] - len(rows) / folds) <= 8, label  # as of shares: patients go whole
+            assert abs(here["val"] - 0.15 / 0.85 * (len(rows) - here["test"])) <= 8, label
+        tested += frame.loc[frame["split"] == "test", "image"].tolist()
+    assert sorted(tested) == sorted(manifest.frame["image"])
+
+
+def test_folds_validate_on_different_images() -> None:
+    manifest = made(400, 1)
+    frames = [assign_splits(manifest, seed=1, fold=(k, 5)).frame for k in (1, 2)]
+    val = [set(frame.loc[frame["split"] == "val", "image"]) for frame in frames]
+    # Independent draws of 15 / 85 of the rest would share about 15 / 85 x 3 / 4 of it.
+    assert len(val[0] & val[1]) / len(val[0]) < 0.25
+    no_val = assign_splits(manifest, fractions=(0.7, 0, 0.3), fold=(1, 5)).frame["split"]
+    assert set(no_val) == {"train", "test"} and abs((no_val == "test").mean() - 0.2) < 0.02
+
+
+def test_folds_that_cannot_be() -> None:
+    manifest = made(30)
+    for fold in ((0, 5), (6, 5), (1, 1)):
+        with pytest.raises(SplitError, match=rf"fold {fold[0]} of {fold[1]} is none; take 1 to {fold[1]}"):
+            assign_splits(manifest, fold=fold)
+    official = Manifest(
+        manifest.frame.assign(split=["test"] * 3 + ["train"] * (len(manifest) - 3)), Path(), ["label"], "own"
+    )
+    with pytest.raises(
+        SplitError, match=r"own: 3 images are val or test by its own split, which data\.split\.folds=5"
+    ):
+        assign_splits(official, fold=(1, 5))
+    assert (assign_splits(official, fold=(1, 5), keep_test=False).frame["split"] == "test").sum() > 3
+    few = manifest.subset(np.flatnonzero(manifest.frame["patient"].isin([f"p{n}" for n in range(12)])))
+    with pytest.raises(
+        SplitError, match="the class 'a' has 4 patients or groups to divide and cannot be in all of fold 1"
+    ):
+        assign_splits(few, fold=(1, 5))
+
+
+def test_near_duplicates_are_the_owners_where_they_are_known() -> None:
+    frame = pd.DataFrame(
+        {"image": [f"{n}.png" for n in range(6)], "patient": ["p", "p", "q", None, None, None]}
+    )
+    joined = joined_groups(frame, np.array([0, 1, 1, 3, 4, 4]))
+    assert joined.tolist() == ["0.png", "0.png", "0.png", "3.png", "4.png", "4.png"]
+    assert owners_of(frame).tolist() == ["p", "p", "q", "3.png", "4.png", "5.png"]
+    assert owners_of(frame.assign(near_duplicates=joined)).tolist() == joined.tolist()
+    assert owners_of(frame[["image"]]).tolist() == frame["image"].tolist()
+
+
+def test_a_budget_takes_one_image_of_near_duplicates_before_a_second() -> None:
+    frame = pd.DataFrame({"image": [f"{n}.png" for n in range(40)], "label": ["a", "b"] * 20})
+    near = frame.assign(
+        near_duplicates=[f"g{n // 2 % 10}" for n in range(40)]
+    )  # ten groups, each of both classes
+    for seed in range(5):
+        first = near.iloc[label_budget(near, ["label"], count=10, seed=seed)]
+        assert (first.groupby("label")["near_duplicates"].nunique() == 5).all()
+    alone = [near.iloc[label_budget(near, ["label"], count=10, seed=seed, group=None)] for seed in range(5)]
+    assert min(part.groupby("label")["near_duplicates"].nunique().min() for part in alone) < 5, "by chance"
+    drawn = near[near["label"] == "a"].reset_index(drop=True)
+    order = drawn.iloc[label_budget(drawn, ["label"], count=20, seed=1)]
+    assert order["near_duplicates"][:10].nunique() == 10, "each gives one before any gives a second"
 
 
 def test_groups_join_patients_and_duplicates() -> None:

@@ -320,6 +320,19 @@ def test_colour_settings_do_nothing_to_grey_images() -> None:
 # --- keyed draws -----------------------------------------------------------------------------------------
 
 
+def test_presets_keep_what_a_modality_means() -> None:
+    """Ultrasound stays upright and grey; a lesion or a polyp may lie in any direction."""
+    images = np.full((12, 3, 32, 32), 40, dtype=np.uint8)
+    images[:, :, :8] = 200
+    pre = Preprocessing(size=32, channels=3, mean=[0, 0, 0], std=[1, 1, 1])
+    for name, upright in (("ultrasound", True), ("dermoscopy", False), ("endoscopy", False)):
+        made = view(torch.from_numpy(images), presets[name], pre)
+        above, below = made[:, :, 2:6, 12:20].mean((1, 2, 3)), made[:, :, -6:-2, 12:20].mean((1, 2, 3))
+        assert bool((above > below).all()) == upright, name
+        if upright:
+            assert torch.equal(made[:, 0], made[:, 1]) and torch.equal(made[:, 0], made[:, 2])
+
+
 @pytest.mark.parametrize("name", preset_names())
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_view_does_not_depend_on_the_batch(name: str, channels: int) -> None:

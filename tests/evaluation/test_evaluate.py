@@ -191,6 +191,25 @@ def test_patients_where_known_else_images() -> None:
     assert len(set(groups_of(pd.DataFrame({"patient": [None, "image 0"]}))[0])) == 2
 
 
+def test_near_duplicates_are_resampled_as_patients_are() -> None:
+    table, how = made_by(np.random.default_rng(3), "binary", 120)
+    table = table.drop(columns="patient", errors="ignore")
+    groups = [f"g{n // 4}" for n in range(len(table))]
+    near = evaluate(table.assign(near_duplicates=groups), **how, resamples=200)
+    people = evaluate(table.assign(patient=groups), **how, resamples=200)
+    alone = evaluate(table, **how, resamples=200)
+    assert (near["unit"], near["units"], near["patients"]) == ("near-duplicate group", 30, None)
+    assert (people["unit"], people["units"], people["patients"]) == ("patient", 30, 30)
+    assert (alone["unit"], alone["units"], alone["patients"]) == ("image", 120, None)
+    limits = [[(row["low"], row["high"]) for row in result["metrics"]] for result in (near, people, alone)]
+    assert limits[0] == limits[1] != limits[2]
+    assert "bootstrap over near-duplicate groups" in row_of(near, "auroc", "sick")["interval"]
+    both = evaluate(
+        table.assign(near_duplicates=groups, patient=[f"p{n // 2}" for n in range(120)]), **how, resamples=50
+    )
+    assert (both["unit"], both["units"], both["patients"]) == ("near-duplicate group", 30, 60)
+
+
 def test_bands_come_from_the_bootstrap() -> None:
     table, _ = made_by(np.random.default_rng(0), "binary", 400)
     groups = groups_of(table)[0]

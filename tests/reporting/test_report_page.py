@@ -163,6 +163,13 @@ def test_leakage_is_reported_as_it_is(made: dict[str, Path], html: dict[str, str
     card["data"]["leakage"] = {"checked": False, "leakage": False}
     (tmp_path / "model.json").write_text(json.dumps(card))
     assert "Leakage between splits was not checked" in Page(write_report(tmp_path).read_text()).text
+    card["data"]["leakage"] = {"checked": True, "leakage": False, "near_across": 3}
+    (tmp_path / "model.json").write_text(json.dumps(card))
+    near = Page(write_report(tmp_path).read_text()).text
+    assert (
+        "Images that look the same stand in more than one split. (near-duplicates across splits: 3.)" in near
+    )
+    assert "No leakage" not in near
 
 
 def test_test_set_comes_first_and_other_site_keeps_its_warnings(html: dict[str, str]) -> None:

@@ -253,7 +253,7 @@ def open_subject(
     forms = model.further_forms if isinstance(model, Predictor) else []
     if forms:  # of the member that the settings are of
         data_config = data_config.model_copy(update={"channels": preprocessing.channels})
-    images = load(sources, data_config, reporter, learn=learn, divide=divide, forms=forms)
+    images = load(sources, data_config, reporter, learn=learn, divide=divide, training=False, forms=forms)
     if label_map:  # after the division, which is then the one that a training on these data makes
         images.frame = images.frame.assign(label=renamed(images.frame, label_map, str(data)))
     rows, said = choose_rows(images, split, own=data is None)

@@ -16,7 +16,7 @@ from scanprior.api.models import resolve_precision
 from scanprior.api.segmentation import Segmentation
 from scanprior.api.session import Session
 from scanprior.api.settings import FinetuneConfig, finetune_config, user_layers
-from scanprior.api.sources import Images
+from scanprior.api.sources import KEPT_COLUMNS, Images
 from scanprior.api.work import Work
 from scanprior.config import merge
 from scanprior.data.transforms import Preprocessing
@@ -178,7 +178,7 @@ def _card(run: Run, work: Work, preprocessing: Preprocessing, result: dict[str, 
     used = pd.Series(pd.NA, index=frame.index, dtype="object")
     used.iloc[work.train], used.iloc[work.val] = "train", "val"
     used[frame["split"] == "test"] = "test"
-    keep = [name for name in ("image", "patient", "source", "split", "pixels") if name in frame]
+    keep = [name for name in KEPT_COLUMNS if name in frame]
     with replacing(run.path / "data.parquet") as part:
         frame[keep].assign(used=used).to_parquet(part, index=False)
     seen, notes = seen_in_pretraining(config.parent, frame)

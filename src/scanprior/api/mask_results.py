@@ -18,6 +18,7 @@ from scanprior.data.fitting import unfit_maps
 from scanprior.data.loader import evaluation_batches
 from scanprior.data.masks import Masks, MaskValues
 from scanprior.data.readers import read_mask, read_reference
+from scanprior.data.split import NEAR_DUPLICATES
 from scanprior.data.store import ImageStore, Store, StoreSet
 from scanprior.data.transforms import Preprocessing
 from scanprior.engine import Reporter
@@ -60,6 +61,7 @@ def measure_masks(
     """
     made = []
     kept = ["patient", "split", *side_columns(images)]
+    kept += [NEAR_DUPLICATES] if NEAR_DUPLICATES in images.frame else []
     for part, maps in predicted_maps(model, store or images.store, rows, preprocessing, batch_size):
         for row, probability in zip(part, maps, strict=True):
             entry: dict[str, Any] = {"image": images.frame["image"].iloc[row], "error": None}

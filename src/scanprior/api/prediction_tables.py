@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scanprior.api.predictor import Predictor
 from scanprior.api.settings import EvaluationConfig
 from scanprior.api.sources import Images, side_columns
+from scanprior.data.split import NEAR_DUPLICATES
 from scanprior.evaluation import choose_thresholds, member_column, member_probabilities
 from scanprior.run import Run
 from scanprior.tasks.classify import Kind
@@ -37,6 +38,8 @@ def predictions_table(
     table["patient"] = frame.get("patient")
     if "source" in frame and frame["source"].nunique() > 1 and table["patient"].notna().any():
         table["patient"] = frame["source"] + "/" + frame["patient"]  # one without a name stays without
+    if NEAR_DUPLICATES in frame:
+        table[NEAR_DUPLICATES] = frame[NEAR_DUPLICATES]
     findings = [] if predictor.kind == "multiclass" else predictor.classes
     for name in side_columns(images):
         table[name] = frame[name]

@@ -17,7 +17,7 @@ from scanprior.api.models import resolve_precision, save_encoder
 from scanprior.api.probing import TrainingProbe
 from scanprior.api.session import Session
 from scanprior.api.settings import PretrainConfig, pretrain_config, user_layers
-from scanprior.api.sources import Images
+from scanprior.api.sources import KEPT_COLUMNS, Images
 from scanprior.config import Tree, merge
 from scanprior.data.loader import TrainingSource
 from scanprior.data.transforms import Preprocessing
@@ -234,7 +234,7 @@ def _write(
 ) -> None:
     save_encoder(module.exported_encoder(), run.weights)
     seen = images.frame.iloc[rows]
-    keep = [name for name in ("image", "patient", "source", "split", "pixels") if name in seen]
+    keep = [name for name in KEPT_COLUMNS if name in seen]
     with replacing(run.path / "data.parquet") as part:
         seen[keep].assign(used="pretrain").to_parquet(part, index=False)
     card = describe(

@@ -17,7 +17,7 @@ from scanprior import keyed
 from scanprior.api.settings import ProbeConfig
 from scanprior.api.sources import Images
 from scanprior.data.loader import evaluation_batches
-from scanprior.data.split import label_budget
+from scanprior.data.split import label_budget, owners_of
 from scanprior.data.transforms import Preprocessing
 from scanprior.errors import ConfigError, DataError
 from scanprior.tasks.measure import measure
@@ -78,8 +78,7 @@ class TrainingProbe:
         self.targets = (
             part["label"].map({name: n for n, name in enumerate(self.classes)}).to_numpy(np.float64)
         )
-        alone = part["image"] if "patient" not in part else part["patient"].fillna(part["image"])
-        self.patients = np.unique(alone.astype(str), return_inverse=True)[1]
+        self.patients = np.unique(owners_of(part), return_inverse=True)[1]
         self.folds = _folds(self.patients, seed)
 
     def __call__(self, module: nn.Module, step: int) -> dict[str, Any]:

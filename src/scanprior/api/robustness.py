@@ -207,7 +207,9 @@ def shift(
     one = same_patients or Path(reference).resolve() == Path(target).resolve()
     features, patients, pixels = [], [], []
     for side, source, split in (("reference", reference, reference_split), ("target", target, target_split)):
-        images = load([str(source)], config, reporter, learn="nothing", divide=split is not None)
+        images = load(
+            [str(source)], config, reporter, learn="nothing", divide=split is not None, training=False
+        )
         rows, _ = choose_rows(images, split or "all", own=False)
         frame = images.frame.iloc[rows]
         features.append(_features(encoder, images, rows, preprocessing))

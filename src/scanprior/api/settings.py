@@ -25,9 +25,15 @@ class SplitConfig(Config):
 
     fractions: tuple[float, float, float] = Field((0.7, 0.15, 0.15), description="train, val, test")
     group: str = Field(
-        "auto", description="what stays together: patient, cluster (of duplicates), a column, none; auto"
+        "auto",
+        description="what stays together: patient, cluster (of equal images), near_duplicates (patients and images "
+        "that look the same; also the unit of intervals and label budgets), a column, none; auto = patient where known",
     )
     seed: int = Field(0, description="key of the split; the same for pretraining and fine-tuning")
+    folds: int | None = Field(
+        None, ge=2, description="test is one of so many equal parts in place of its fraction; give fold too"
+    )
+    fold: int | None = Field(None, ge=1, description="which of the folds is test, from 1")
 
     @field_validator("fractions")
     @classmethod
@@ -35,6 +41,21 @@ class SplitConfig(Config):
         if min(value) < 0 or abs(sum(value) - 1) > 1e-6:
             raise ValueError(f"the fractions must not be negative and must add up to 1, found {value}")
         return value
+
+    @model_validator(mode="after")
+    def _one_of_the_folds(self) -> SplitConfig:
+        if (self.folds is None) != (self.fold is None):
+            raise ValueError(
+                f"give folds and fold, or neither, found folds={self.folds} and fold={self.fold}"
+            )
+        if self.folds is not None and self.fold is not None and self.fold > self.folds:
+            raise ValueError(f"fold is 1 to {self.folds} of folds={self.folds}, found {self.fold}")
+        return self
+
+    @property
+    def chosen_fold(self) -> tuple[int, int] | None:
+        """The fold that is test and how many there are, or None."""
+        return None if self.fold is None or self.folds is None else (self.fold, self.folds)
 
 
 class DataConfig(Config):

@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from scanprior.api.near_duplicates import warn_of_looks, with_near_duplicates
 from scanprior.api.settings import DataConfig
 from scanprior.data.index import index as index_source
 from scanprior.data.manifest import Manifest
 from scanprior.data.masks import Masks, mask_columns, prepare_masks
-from scanprior.data.split import assign_splits, split_fingerprint
+from scanprior.data.split import NEAR_DUPLICATES, assign_splits, split_fingerprint
 from scanprior.data.store import OWN_COLUMNS, ImageStore, Store, concatenate
 from scanprior.data.store_writer import Preparation, prepare_together, request_key
 from scanprior.data.transforms import Form, Preprocessing
@@ -73,7 +74,10 @@ class Images:
         )  # fmt: skip
 
 
-_NOT_SIDE = {"image", "patient", "split", "label", "source", *OWN_COLUMNS}
+_NOT_SIDE = {"image", "patient", NEAR_DUPLICATES, "split", "label", "source", *OWN_COLUMNS}
+
+KEPT_COLUMNS = ("image", "patient", NEAR_DUPLICATES, "source", "split", "pixels")
+"""What ``data.parquet`` of a run says of an image, beside what it was used for."""
 
 
 def side_columns(images: Images) -> list[str]:
@@ -270,6 +274,7 @@ def load(
     *,
     learn: Learn,
     divide: bool = True,
+    training: bool = True,
     forms: Sequence[Form] = (),
 ) -> Images:
     """Open all sources and divide them.
@@ -285,10 +290,12 @@ def load(
         reporter: shows progress.
         learn: what of them is learned from; masks are prepared only then.
         divide: whether to divide what has no split.
+        training: whether folds are an error of a source with val or test images of its own; else it keeps them.
         forms: further forms in which the images are needed; then ``data`` names the channels.
 
     Raises:
         DataError: no source, sources that do not fit together, or none of what is to be learned from.
+        SplitError: a source cannot be divided as ``data.split`` says.
     """
     if not sources:
         raise DataError("no source given; name a folder, a table, a manifest or a store")
@@ -296,7 +303,9 @@ def load(
     stores = [first for first, *_ in opened]
     frames = []
     for store in stores:
-        frame = _divided(store, data, learn) if divide else _as_it_is(store)
+        frame = (
+            _divided(store, data, learn, training, reporter) if divide else _as_it_is(store, data, reporter)
+        )
         frames.append(frame.assign(source=store.name))
     together = concatenate(stores)
     frame = pd.concat(frames, ignore_index=True)
@@ -345,12 +354,23 @@ def _masks(stores: Sequence[Store], data: DataConfig, reporter: Reporter) -> Mas
     return masks
 
 
-def _as_it_is(store: Store) -> pd.DataFrame:
-    frame = store.manifest().frame
+def _manifest(store: Store, data: DataConfig, reporter: Reporter) -> Manifest:
+    """Return the manifest of a store, with its near duplicates where they are to stay together, and only then."""
+    if data.split.group == NEAR_DUPLICATES:
+        return with_near_duplicates(store, data.workers, reporter)
+    manifest = store.manifest()
+    kept = manifest.frame.rename(columns={NEAR_DUPLICATES: f"{NEAR_DUPLICATES} (table)"})
+    return replace(manifest, frame=kept)
+
+
+def _as_it_is(store: Store, data: DataConfig, reporter: Reporter) -> pd.DataFrame:
+    frame = _manifest(store, data, reporter).frame
     return frame if "split" in frame else frame.assign(split=pd.Series(pd.NA, index=frame.index, dtype="str"))
 
 
-def _divided(store: Store, data: DataConfig, learn: Learn) -> pd.DataFrame:
+def _divided(
+    store: Store, data: DataConfig, learn: Learn, training: bool, reporter: Reporter
+) -> pd.DataFrame:
     manifest = store.manifest()
     has_split = "split" in manifest.frame and manifest.frame["split"].notna().any()
     supervised = manifest.label_columns or mask_columns(manifest.frame)
@@ -360,16 +380,24 @@ def _divided(store: Store, data: DataConfig, learn: Learn) -> pd.DataFrame:
                 f"{store.name}: there are no labels; give a table with a label column, or class folders"
             )
         return manifest.frame.assign(split="train")
-    if has_split and {"train", "val"} <= set(manifest.frame["split"].dropna()):
-        return manifest.frame
-    if has_split and "train" not in set(manifest.frame["split"].dropna()):
-        return manifest.frame
-    group = data.split.group
-    divided = assign_splits(
-        manifest, fractions=data.split.fractions, seed=data.split.seed, group=None if group == "none" else group,
+    manifest = _manifest(store, data, reporter)
+    given = set(manifest.frame["split"].dropna()) if has_split else set()
+    fold = data.split.chosen_fold if training or not given & {"val", "test"} else None
+    complete = {"train", "val"} <= given or (has_split and "train" not in given)
+    if not complete or fold is not None:
+        manifest = _assigned(manifest, data, fold)
+    if NEAR_DUPLICATES in manifest.frame:
+        warn_of_looks(manifest.frame, store.name, reporter)
+    return manifest.frame
+
+
+def _assigned(manifest: Manifest, data: DataConfig, fold: tuple[int, int] | None) -> Manifest:
+    group, split = data.split.group, data.split
+    return assign_splits(
+        manifest, fractions=split.fractions, seed=split.seed, group=None if group == "none" else group,
         clusters=pd.factorize(manifest.frame["pixels"])[0] if group == "cluster" else None,
+        fold=fold,
     )  # fmt: skip
-    return divided.frame
 
 
 def _source_card(store: Store) -> dict[str, object]:
@@ -387,13 +415,16 @@ def _source_card(store: Store) -> dict[str, object]:
 
 
 def leakage_across(frame: pd.DataFrame) -> dict[str, object]:
-    """Count patients and identical images that stand in more than one split."""
+    """Count patients, identical images and (where known) near duplicates that stand in more than one split."""
     divided = frame[frame["split"].notna()]
     patients = 0
     if "patient" in divided and divided["patient"].notna().any():
         who = divided[divided["patient"].notna()].groupby(["source", "patient"])["split"].nunique()
         patients = int((who > 1).sum())
     exact = int((divided.groupby("pixels")["split"].nunique() > 1).sum())
+    near = None
+    if NEAR_DUPLICATES in divided:
+        near = int((divided.groupby(NEAR_DUPLICATES)["split"].nunique() > 1).sum())
     found = patients + exact > 0
     summary = (
         f"{patients} patients and {exact} identical images stand in more than one split"
@@ -405,6 +436,7 @@ def leakage_across(frame: pd.DataFrame) -> dict[str, object]:
         "leakage": found,
         "patients_across": patients,
         "exact_across": exact,
+        "near_across": near,
         "summary": summary,
     }
 
@@ -437,5 +469,7 @@ def split_card(frame: pd.DataFrame, data: DataConfig) -> dict[str, object]:
         "fingerprint": split_fingerprint(frame),
         "seed": data.split.seed,
         "group": data.split.group,
+        "folds": data.split.folds,
+        "fold": data.split.fold,
         "counts": counts,
     }

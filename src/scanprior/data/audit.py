@@ -106,7 +106,7 @@ def _leaks(audit: Audit) -> Iterator[Problem]:
             "exact_across_splits",
             "leakage",
             f"{_many(crossing, 'group', 'groups')} of equal images lie across splits: {_examples(crossing)}; "
-            "keep one of each, or split by duplicate cluster",
+            "keep one of each, or split with data.split.group=cluster",
             len(crossing),
         )
     near = [pair for pair in audit.near if pair["across_splits"]]
@@ -115,7 +115,7 @@ def _leaks(audit: Audit) -> Iterator[Problem]:
             "near_across_splits",
             "warning",
             f"{_many(near, 'pair', 'pairs')} of images that look the same lie across splits: {_examples(near)}; "
-            "look at them, and split by duplicate cluster if they are the same",
+            "look at them, and split with data.split.group=near_duplicates if they are the same",
             len(near),
         )
 
@@ -149,7 +149,10 @@ def _doubled(audit: Audit) -> Iterator[Problem]:
         message = f"{_many(audit.exact, 'group', 'groups')} of equal images ({files} files): {_examples(audit.exact)}"
         yield Problem("exact", "warning", message, len(audit.exact))
     if audit.near:
-        message = f"{_many(audit.near, 'pair', 'pairs')} of images look the same: {_examples(audit.near)}"
+        message = (
+            f"{_many(audit.near, 'pair', 'pairs')} of images look the same: {_examples(audit.near)}; a division keeps "
+            "them together with data.split.group=near_duplicates"
+        )
         yield Problem("near", "note", message, len(audit.near))
     for kind, words in (("exact", "equal images"), ("near", "images that look the same")):
         groups = audit.exact if kind == "exact" else audit.near

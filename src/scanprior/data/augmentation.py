@@ -92,6 +92,16 @@ presets: dict[str, Augmentation] = {
     "chest_xray_mild": Augmentation(
         rotate=7, translate=0.05, zoom=(0.9, 1.15), brightness=0.15, contrast=0.15
     ),
+    # [ours], for breast ultrasound and the like. Never upside down, as sound comes from above; gain varies.
+    "ultrasound": Augmentation(crop_scale=(0.8, 1.0), hflip=0.5, brightness=0.15, contrast=0.15),
+    # [ours]. A lesion has no upright; its colour is part of the diagnosis and changes least.
+    "dermoscopy": Augmentation(
+        crop_scale=(0.8, 1.0), rotate=180, hflip=0.5, vflip=0.5, brightness=0.1, contrast=0.1, saturation=0.1, hue=0.01
+    ),
+    # [ours]. The endoscope turns freely, and its light comes and goes.
+    "endoscopy": Augmentation(
+        crop_scale=(0.8, 1.0), rotate=180, hflip=0.5, vflip=0.5, brightness=0.2, contrast=0.2, saturation=0.1, hue=0.02
+    ),
     # GMML without local crops; interpolation [ours], not published.
     "gmml": Augmentation(
         crop_scale=(0.05, 1.0), jitter_p=0.3, brightness=0.1, contrast=0.1, saturation=0.1, hue=0.01, blur_p=0.1

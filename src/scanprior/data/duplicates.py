@@ -4,7 +4,11 @@ Near duplicates are pairs whose 256-bit DCT hashes differ in at most ``distance`
 standardised 16 x 16 thumbnails correlate at ``correlation`` or more (our definition). Both were set
 on real images. Among the 7,200 radiographs of four public collections (over 17 million pairs in the
 largest) only four pairs pass, and those are one picture under two names; the nearest hashes of
-different patients are 36 bits apart. Copies re-encoded as JPEG at quality 40, resized by 0.87, with
+different patients are 36 bits apart. Among the 780 breast ultrasounds of BUSI, as grey JPEG with a
+short side of 256, 185 pairs pass beside one of equal pixels: seen side by side, each shows one
+scene, nearly always cropped by other pixels, and 8 have different labels. The 21 pairs there with
+33 to 60 bits and 0.98 or more show one scene too, so the limits are a lower bound for such frames.
+Among 1,633 dermoscopic images of HAM10000 none passes. Copies re-encoded as JPEG at quality 40, resized by 0.87, with
 10 % more contrast and 15 grey levels more brightness, or with gamma 0.8, stay within 22 bits and
 0.989. Negatives (a file whose MONOCHROME1 is wrong) are found too; crops of 3 %, mirrored and
 rotated copies are not. 65,000 images take ten seconds on one core, and that grows a little slower

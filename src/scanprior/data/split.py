@@ -23,6 +23,9 @@ from scanprior.errors import SplitError
 Group = str | None
 """What must stay together: "auto", "patient", "cluster", a column, or None for single images."""
 
+NEAR_DUPLICATES = "near_duplicates"
+"""The column that joins images which look the same and those of a patient, where it was asked for."""
+
 
 def assign_splits(
     manifest: Manifest,
@@ -33,6 +36,7 @@ def assign_splits(
     clusters: NDArray[np.int64] | None = None,
     stratify: bool = True,
     keep_test: bool = True,
+    fold: tuple[int, int] | None = None,
 ) -> Manifest:
     """Return the manifest with a complete ``split`` column of train, val and test.
 
@@ -51,9 +55,13 @@ def assign_splits(
         stratify: whether labels are spread evenly; without it only the sizes count.
         keep_test: keep val and test rows that the manifest already names (an official split) and
             divide the rest; False divides everything anew.
+        fold: (k, folds), k from 1: test is the k-th of as many parts of one size, in place of its share;
+            train and val divide the rest, in the proportion of theirs. The test images of all k are all
+            images, each once.
 
     Raises:
-        SplitError: a class has fewer groups than splits, there are too few groups, or an argument is wrong.
+        SplitError: a class has fewer groups than splits, there are too few groups, folds of a source that
+            names its own val or test images, or an argument is wrong.
     """
     shares = _shares(fractions)
     frame = manifest.frame
@@ -64,15 +72,27 @@ def assign_splits(
     }
     groups = _groups(frame, group, clusters)
     open_rows = np.flatnonzero(~kept)
+    if fold is not None and kept.any():
+        raise SplitError(
+            f"{manifest.name}: {int(kept.sum())} images are val or test by its own split, which data.split.folds="
+            f"{fold[1]} would divide anew; set data.split.folds and data.split.fold to null, or give a table "
+            "without a split column"
+        )
     if not len(open_rows):
         raise SplitError(
             f"{manifest.name}: every image is already val or test, so nothing is left to train on"
         )
     split = given.copy()
+    if fold is not None:
+        tested = _fold(manifest, groups, fold, seed, stratify)
+        split[tested] = "test"
+        open_rows = np.flatnonzero(~tested)
+        wanted.pop("test", None)
     if len(wanted) == 1:
         split[open_rows] = "train"
     else:
-        split[open_rows] = _deal(manifest, open_rows, groups[open_rows], wanted, seed, stratify)
+        purpose = "split" if fold is None else f"split, fold {fold[0]} of {fold[1]}"
+        split[open_rows] = _deal(manifest, open_rows, groups[open_rows], wanted, seed, stratify, purpose)
     made = frame.assign(split=pd.Series(split, index=frame.index, dtype="str"))
     return replace(manifest, frame=made)
 
@@ -96,7 +116,7 @@ def label_budget(
     count: int | None = None,
     fraction: float | None = None,
     seed: int = 0,
-    group: Group = "patient",
+    group: Group = "auto",
 ) -> NDArray[np.int64]:
     """Return the row positions of the images whose labels are used, in the order in which they are drawn.
 
@@ -111,7 +131,8 @@ def label_budget(
         count: number of labelled images; or
         fraction: share of the labelled images, in (0, 1].
         seed: another seed is another draw.
-        group: column that says which images belong together; without it each image is alone.
+        group: column that says which images belong together; without it, or with None, each image is alone;
+            "auto" is `owners_of`.
 
     Returns:
         int64 positions in ``frame``, shape (count,).
@@ -145,6 +166,26 @@ def label_budget(
             if starts[name] < len(queue):
                 drawn[queue[starts[name]]] = None
     return rows[np.fromiter(drawn, dtype=np.int64)[:wanted]]
+
+
+def joined_groups(frame: pd.DataFrame, clusters: NDArray[np.int64]) -> pd.Series:
+    """Return a name for every row, equal for images that a patient or a cluster connects: their least image's.
+
+    Args:
+        frame: manifest rows.
+        clusters: (n,) int64, equal numbers for images that are duplicates.
+    """
+    names = frame["image"].astype(str)
+    return names.groupby(_groups(frame, "auto", clusters)).transform("min")
+
+
+def owners_of(frame: pd.DataFrame) -> pd.Series:
+    """Return whose each image is: its near duplicates' where they are known, else its patient's, else its own."""
+    owners = pd.Series(pd.NA, index=frame.index, dtype="str")
+    for column in (NEAR_DUPLICATES, "patient", "image"):
+        if column in frame.columns:
+            owners = owners.fillna(frame[column].astype("str"))
+    return owners
 
 
 def _shares(fractions: Sequence[float]) -> dict[str, float]:
@@ -233,10 +274,12 @@ def _classes(frame: pd.DataFrame, label_columns: Sequence[str]) -> list[set[str]
 def _draw_order(frame: pd.DataFrame, seed: int, group: Group) -> list[int]:
     """Return row places in keyed order of patients; every patient's first image before any second one."""
     images = frame["image"].astype(str).tolist()
-    grouped = group not in (None, "auto") and group in frame.columns
-    owners = images if not grouped else [
-        str(image if pd.isna(owner) else owner) for image, owner in zip(images, frame[str(group)], strict=True)
-    ]  # fmt: skip
+    if group == "auto":
+        owners = owners_of(frame).tolist()
+    elif group is None or group not in frame.columns:
+        owners = images
+    else:
+        owners = frame[group].astype("str").fillna(frame["image"].astype("str")).tolist()
     order = pd.DataFrame(
         {
             "owner": owners,
@@ -249,6 +292,18 @@ def _draw_order(frame: pd.DataFrame, seed: int, group: Group) -> list[int]:
     return ranked
 
 
+def _fold(
+    manifest: Manifest, groups: NDArray[np.int64], fold: tuple[int, int], seed: int, stratify: bool
+) -> NDArray[np.bool_]:
+    """Return whether each row is in fold k of ``folds``, (n,)."""
+    number, folds = fold
+    if not (folds >= 2 and 1 <= number <= folds):
+        raise SplitError(f"fold {number} of {folds} is none; take 1 to {folds} of at least 2 folds")
+    equal = {f"fold {k}": 1.0 for k in range(1, folds + 1)}
+    rows = np.arange(len(groups), dtype=np.int64)
+    return np.asarray(_deal(manifest, rows, groups, equal, seed, stratify, "folds") == f"fold {number}")
+
+
 def _deal(
     manifest: Manifest,
     rows: NDArray[np.int64],
@@ -256,8 +311,9 @@ def _deal(
     wanted: dict[str, float],
     seed: int,
     stratify: bool,
+    purpose: str,
 ) -> NDArray[np.object_]:
-    """Return the split of each of ``rows``, dealing out whole ``groups``."""
+    """Return the split of each of ``rows``, dealing out whole ``groups`` in an order keyed by ``purpose``."""
     frame = manifest.frame.iloc[rows]
     numbers, members = np.unique(groups, return_inverse=True)
     splits = list(wanted)
@@ -276,7 +332,7 @@ def _deal(
     ).astype(str)
     first = owners.groupby(members).min()
     order = np.lexsort(
-        (first.to_numpy(dtype=object).astype(str), _keyed_order(first.tolist(), seed, "split"))
+        (first.to_numpy(dtype=object).astype(str), _keyed_order(first.tolist(), seed, purpose))
     )
     share = np.array([wanted[name] for name in splits])
     placed = _stratified(counts[order], share / share.sum())

@@ -20,7 +20,7 @@ from scanprior.evaluation.evaluate import evaluate
 from scanprior.evaluation.evaluate_masks import MaskScorer, compare_masks, defined_in_all, evaluate_masks
 from scanprior.evaluation.gaps import largest_gap
 from scanprior.evaluation.intervals import LOWER_IS_BETTER, UNBOUNDED
-from scanprior.evaluation.labels import groups_of, positive_of
+from scanprior.evaluation.labels import count_patients, groups_of, positive_of
 from scanprior.evaluation.metrics import METRICS, Scorer, cohen_kappa
 from scanprior.evaluation.ranking import Ranking, auroc, average_precision
 from scanprior.evaluation.replicates import (
@@ -61,6 +61,7 @@ __all__ = [
     "cohen_kappa",
     "compare",
     "compare_masks",
+    "count_patients",
     "defined_in_all",
     "delong",
     "dice",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scanprior.errors import DataError
 from scanprior.evaluation.bootstrap import percentile_interval, two_sided_p
 from scanprior.evaluation.evaluate import delong_of
-from scanprior.evaluation.labels import Task, groups_of
+from scanprior.evaluation.labels import Task, count_patients, groups_of
 from scanprior.evaluation.metrics import Scorer
 from scanprior.evaluation.scoring import ImageScorer, Key, patients_of, resampled
 
@@ -66,7 +66,7 @@ def compare(
         "names": list(names),
         "n": len(groups),
         "left_out": left_out,
-        "patients": int(groups.max()) + 1 if unit == "patient" else None,
+        "patients": count_patients(tables[0]),
         "unit": unit,
         "seed": seed,
         "level": level,

@@ -14,6 +14,7 @@ from scanprior.errors import DataError
 
 Task = Literal["multiclass", "multilabel"]
 
+_UNITS = {"near_duplicates": "near-duplicate group", "patient": "patient"}
 _NEGATIVE = re.compile(r"^(normal|negative|no[ _-]?finding|healthy|control|none|benign|0)$", re.IGNORECASE)
 
 
@@ -85,20 +86,30 @@ def check_labels(predictions: pd.DataFrame, classes: Sequence[str]) -> None:
 
 
 def groups_of(predictions: pd.DataFrame) -> tuple[NDArray[np.int64], str]:
-    """Return (n,) group numbers and what they are: patients where known, else images.
+    """Return (n,) group numbers and what they are: near-duplicate groups where known, else patients, else images.
 
-    Images without a patient are groups of their own.
+    A near-duplicate group holds all images of its patients. Images without a name are groups of their own.
     """
-    n = len(predictions)
-    patients = predictions["patient"].to_numpy(object) if "patient" in predictions else np.full(n, None)
-    unknown = pd.isna(patients)
-    if unknown.all():
-        return np.arange(n, dtype=np.int64), "image"
+    for column, unit in _UNITS.items():
+        if (numbers := _numbered(predictions, column)) is not None:
+            return numbers, unit
+    return np.arange(len(predictions), dtype=np.int64), "image"
+
+
+def count_patients(predictions: pd.DataFrame) -> int | None:
+    """Return how many patients the images are of, each image without one counted as its own; None if none is known."""
+    numbers = _numbered(predictions, "patient")
+    return None if numbers is None else int(numbers.max()) + 1
+
+
+def _numbered(predictions: pd.DataFrame, column: str) -> NDArray[np.int64] | None:
+    """Return (n,) numbers 0..g-1 of the values of a column, a missing one alone; None if there is no value."""
+    if column not in predictions or predictions[column].isna().all():
+        return None
     named = [
-        f"image {row}" if alone else f"patient {patient}"
-        for row, (patient, alone) in enumerate(zip(patients, unknown, strict=True))
+        f"image {row}" if pd.isna(name) else f"name {name}" for row, name in enumerate(predictions[column])
     ]
-    return np.unique(named, return_inverse=True)[1].astype(np.int64), "patient"
+    return np.unique(named, return_inverse=True)[1].astype(np.int64)
 
 
 def _column(predictions: pd.DataFrame, name: str) -> pd.Series:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scanprior.errors import DataError
 from scanprior.evaluation.bootstrap import resample_weights
 from scanprior.evaluation.intervals import Interval, bootstrap_interval, macro_patients
+from scanprior.evaluation.labels import count_patients
 
 Floats = NDArray[np.float64]
 Groups = NDArray[np.int64]
@@ -84,12 +85,13 @@ def readable(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def size_of(table: pd.DataFrame, groups: Groups, unit: str) -> dict[str, Any]:
-    """Return ``n``, ``patients`` (None where unknown), ``unit`` of the bootstrap, and the ``split`` of a table."""
+    """Return a table's ``n``, ``patients`` (None where unknown), ``split``, and the bootstrap's ``unit``, ``units``."""
     splits = table["split"].dropna().astype(str).unique().tolist() if "split" in table else []
     return {
         "n": len(table),
-        "patients": int(groups.max()) + 1 if unit == "patient" else None,
+        "patients": count_patients(table),
         "unit": unit,
+        "units": int(groups.max()) + 1,
         "split": str(splits[0]) if len(splits) == 1 else None,
     }
 

@@ -233,6 +233,12 @@ def _versions(model: Mapping[str, Any]) -> Facts:
     return [(str(k), str(v)) for k, v in sorted(part(model, "versions").items())]
 
 
+def _unit(evaluation: Mapping[str, Any]) -> str | None:
+    """Return what is drawn in a resample and how many there are: ``patient (420)``."""
+    unit, units = evaluation.get("unit"), evaluation.get("units")
+    return f"{unit} ({count(units)})" if unit and finite(units) is not None else unit
+
+
 def _evaluation(
     run: RunFiles,
     evaluation: dict[str, Any],
@@ -264,7 +270,7 @@ def _evaluation(
     facts = [
         ("Images", count(evaluation.get("n"))),
         ("Patients", "n/a: no patient column" if finite(patients) is None else count(patients)),
-        ("Unit of resampling", evaluation.get("unit")),
+        ("Unit of resampling", _unit(evaluation)),
         ("Split", evaluation.get("split")),
         ("Split fingerprint", f"{same}{of_run}" if same else None),
         ("Seed", evaluation.get("seed")),

@@ -83,6 +83,8 @@ def alerts(model: Mapping[str, Any], evaluations: list[dict[str, Any]]) -> list[
     )
     if leak.get("leakage"):
         alerts = [("bad", f"Leakage between splits was found. {detail} The numbers below are too good.")]
+    elif leak.get("near_across"):
+        alerts = [("warn", f"Images that look the same stand in more than one split. {detail}")]
     elif leak.get("checked"):
         alerts = [("ok", f"No leakage between splits was found. {detail}".strip())]
     elif model:
@@ -101,6 +103,7 @@ def data_facts(model: Mapping[str, Any]) -> Facts:
         ("Split fingerprint", split.get("fingerprint")),
         ("Split seed", split.get("seed")),
         ("Kept together", split.get("group")),
+        ("Test is fold", f"{split['fold']} of {split['folds']}" if split.get("folds") else None),
         ("Labels used for training", None if data.get("labels_used") is None else count(data["labels_used"])),
         ("Transductive", "yes" if data.get("transductive") else "no" if "transductive" in data else None),
     ]
@@ -142,9 +145,10 @@ def warnings_about(evaluation: Mapping[str, Any], table: pd.DataFrame | None) ->
             f"This is the {split} split: the model was {'fitted' if split == 'train' else 'selected'} on it, "
             "so these numbers are too good."
         )
-    if evaluation.get("unit") == "image":
+    unit = evaluation.get("unit")
+    if unit not in (None, "patient") and evaluation.get("patients") is None:
         said.append(
-            "Patients are unknown here: intervals treat images as independent and are too narrow "
+            f"Patients are unknown here: intervals treat {unit}s as independent and are too narrow "
             "if a patient has several."
         )
     own = [

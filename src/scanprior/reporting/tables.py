@@ -337,6 +337,8 @@ def evaluated_on(evaluation: Evaluation) -> str:
     """Write what was evaluated: ``on 624 images of 420 patients (test)``."""
     patients = finite(evaluation.get("patients"))
     of = f" of {plural(patients, 'patient')}" if patients is not None else ""
+    if evaluation.get("unit") not in (None, "image", "patient"):
+        of += f" in {plural(evaluation.get('units'), str(evaluation['unit']))}"
     return f"on {plural(evaluation.get('n'), 'image')}{of} ({evaluation.get('name') or 'unnamed set'})"
 
 

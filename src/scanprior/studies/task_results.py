@@ -20,6 +20,7 @@ from scanprior.evaluation import (
     MaskScorer,
     Replicates,
     Scorer,
+    count_patients,
     defined_in_all,
     groups_of,
     labels_to_match,
@@ -124,8 +125,8 @@ class TaskResults:
             cell.cuts[evaluation] = [result.get("thresholds") for result in results]
             self.positive = results[0].get("positive_class")
             groups, unit = groups_of(parts[0])
-            patients = int(groups.max()) + 1 if unit == "patient" else None
-            self.units[evaluation], self.counts[evaluation] = unit, (len(common), patients)
+            self.units[evaluation] = unit
+            self.counts[evaluation] = (len(common), count_patients(parts[0]))
             cell.tables[evaluation] = parts
             cell.found[evaluation] = self.replicates(
                 parts, cell.cuts[evaluation], groups, self.recipe.resamples

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -40,6 +40,26 @@ def prefix_of(folder: Path, root: Path) -> str:
     return "" if inside == "." else f"{inside}/"
 
 
+def folders_by_name(root: Path) -> dict[str, Path]:
+    """Return the folders among the first thousand entries of a folder, by `plain_name`; none without the folder."""
+    folders = ((plain_name(name), root / name) for name in sorted(file_names(root, 1000), reverse=True))
+    return {name: folder for name, folder in folders if folder.is_dir()}
+
+
+def homes(root: Path, names: Collection[str]) -> Iterator[Path]:
+    """Yield a folder itself, then its children and their children whose plain names are among ``names``."""
+    yield root
+    for name, folder in sorted(folders_by_name(root).items()):
+        if name in names:
+            yield folder
+            yield from (below for name, below in sorted(folders_by_name(folder).items()) if name in names)
+
+
+def plain_name(name: str) -> str:
+    """Return a name in lower case with "-" for blanks and underscores: copies of a dataset differ in these."""
+    return name.lower().replace(" ", "-").replace("_", "-")
+
+
 def first_file(folder: Path, names: Iterable[str]) -> Path | None:
     """Return the first of ``names`` that is a file of ``folder``, or None."""
     return next((folder / name for name in names if (folder / name).is_file()), None)
@@ -55,7 +75,7 @@ def first_lines(path: Path, count: int) -> list[str]:
 
 
 def published_table(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> pd.DataFrame:
-    """Read columns of a dataset's own CSV (``.csv`` or ``.csv.gz``) as stripped text; empty is missing.
+    """Read columns of a dataset's own CSV (or ``.csv.gz``, or with tabs) as stripped text; empty is missing.
 
     Args:
         path: the table.
@@ -65,13 +85,16 @@ def published_table(path: Path, needed: Sequence[str], optional: Sequence[str] =
     Raises:
         DataError: not a readable table, without rows, or without a needed column.
     """
+    delimiter = "\t" if "\t" in "".join(first_lines(path, 1)) else ","
     try:
-        header = pd.read_csv(path, nrows=0, encoding="utf-8-sig", index_col=False, skipinitialspace=True)
+        header = pd.read_csv(
+            path, sep=delimiter, nrows=0, encoding="utf-8-sig", index_col=False, skipinitialspace=True
+        )
         for name in needed:
             given_column(header, name, path, "published")
         wanted = [*needed, *(name for name in optional if name in header.columns)]
         table = pd.read_csv(
-            path, usecols=wanted, dtype=str, encoding="utf-8-sig", index_col=False,
+            path, sep=delimiter, usecols=wanted, dtype=str, encoding="utf-8-sig", index_col=False,
             keep_default_na=False, na_values=[""], skipinitialspace=True,
         )  # fmt: skip
     except UnicodeDecodeError as error:
