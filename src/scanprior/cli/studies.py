@@ -21,6 +21,9 @@ def study(
     ] = None,
     workers: Annotated[int | None, typer.Option("--workers", help="Processes; default one a core.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="The recipe's small form, on phantoms.")] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Key of the recipe that is other here. Repeatable.")
+    ] = None,
     show: Annotated[bool, typer.Option("--show", help="Print the recipe and its steps, and stop.")] = False,
 ) -> None:
     """Run a recipe: many trainings compared with intervals, and one report."""
@@ -38,16 +41,29 @@ def study(
         from scanprior.studies.plan import steps_of
         from scanprior.studies.recipe import read_recipe
 
-        wanted = read_recipe(recipe, quick=quick)
+        wanted = read_recipe(recipe, quick=quick, changes=settings or ())
         if places:
             wanted = with_data(wanted, places, console_reporter())
-        say(dump_yaml(wanted).rstrip(), *(f"# {step.kind:9} {step.name}" for step in steps_of(wanted)))
+        steps = [
+            f"# {step.kind:9} {f'fold{fold}/' if fold else ''}{step.name}"
+            for fold, part in enumerate(wanted.of_folds() or [wanted], 1 if wanted.folds else 0)
+            for step in steps_of(part)
+        ]
+        say(dump_yaml(wanted).rstrip(), *steps)
         return
     if out is None:
         raise ConfigError("--out is missing: name the folder of the study")
     from scanprior.studies import study as conduct
 
-    results = conduct(recipe, out=out, data=places, workers=workers, quick=quick, reporter=console_reporter())
+    results = conduct(
+        recipe,
+        out=out,
+        data=places,
+        workers=workers,
+        quick=quick,
+        changes=settings or (),
+        reporter=console_reporter(),
+    )
     for name, why in results["failed"].items():
         say(f"failed: {name}: {why}")
     say(f"wrote {out}: results.json, tables/, report.html", f"next: open {out / 'report.html'} in a browser")

@@ -30,6 +30,7 @@ from scanprior.evaluation.replicates import (
     mean_change,
     mean_difference,
     mean_interval,
+    mean_of_folds,
     replicates,
 )
 from scanprior.evaluation.segmentation import METRICS as MASK_METRICS
@@ -79,6 +80,7 @@ __all__ = [
     "mean_change",
     "mean_difference",
     "mean_interval",
+    "mean_of_folds",
     "member_column",
     "member_probabilities",
     "percentile_interval",

@@ -98,6 +98,37 @@ class Replicates:
         return np.asarray(means + (redrawn - means) * np.sqrt(trainings / (trainings - 1)))
 
 
+def mean_of_folds(folds: Sequence[Replicates], *, apart: bool) -> Replicates:
+    """Return the mean of one metric over the folds of a cross-validation, training by training.
+
+    Args:
+        folds: of each fold the same trainings (by seed) and as many resamples.
+        apart: whether the folds have other patients, resampled independently of each other; else the same ones,
+            resampled alike.
+    """
+    values = np.mean([fold.values for fold in folds], axis=0)
+    reason = next((fold.reason for fold in folds if fold.reason is not None), None)
+    if not apart:
+        spread = np.mean([fold.spread for fold in folds], axis=0)
+        return Replicates(values, spread, min(fold.patients for fold in folds), reason)
+    patients = sum(fold.patients for fold in folds)
+    # A fold's bootstrap falls short by its own number of patients, which the whole number would not make good.
+    widths = [
+        np.sqrt(fold.patients / max(fold.patients - 1, 1) * (patients - 1) / patients)
+        if fold.patients
+        else 1.0
+        for fold in folds
+    ]
+    spread = np.mean(
+        [
+            fold.values[:, None] + width * (fold.spread - fold.values[:, None])
+            for fold, width in zip(folds, widths, strict=True)
+        ],
+        axis=0,
+    )
+    return Replicates(values, spread, patients, reason)
+
+
 def replicates(
     scorers: Sequence[ImageScorer], groups: NDArray[np.int64], resamples: int, seed: int
 ) -> dict[Key, Replicates]:

@@ -42,14 +42,27 @@ def data_table(results: Mapping[str, Any]) -> Table:
             ]
         )
     header = ["Data", "What it is", "Images", "Patients", "Split", "Split fingerprint"]
-    return Table("The division is by patient, made once, and the same in every run.", header, rows)
+    return Table(_division(results), header, rows)
+
+
+def _division(results: Mapping[str, Any]) -> str:
+    splits = [source["split"] for source in results["data"].values() if source["split"]]
+    by = "by patient"
+    if any(split.get("group") == "near_duplicates" for split in splits):
+        by = "by patient and near duplicate"
+    if not results["folds"]:
+        return f"The division is {by}, made once, and the same in every run."
+    return (
+        f"Divided {by} into {results['folds']} parts; everything was done once for each of them as test images, and "
+        "metrics are means over them. Images are counted for the first."
+    )
 
 
 def pretraining_table(results: Mapping[str, Any]) -> Table | None:
     """Return the pretrainings; None where there is none."""
     rows = [
         [
-            row["pretraining"],
+            _of_fold(row["pretraining"], row),
             row["objective"],
             ", ".join(row["data"]),
             count(row["images"]),
@@ -67,7 +80,7 @@ def tuned_table(results: Mapping[str, Any]) -> Table | None:
     """Return what was chosen on validation; None where nothing was."""
     rows = [
         [
-            row["task"],
+            _of_fold(row["task"], row),
             row["init"],
             str(row["labels"]),
             str(row["tuned_at"]),
@@ -79,6 +92,10 @@ def tuned_table(results: Mapping[str, Any]) -> Table | None:
     ]
     header = ["Task", "Init", "Labels", "Chosen at", "Chosen", "Of", "Validation"]
     return Table("Chosen on validation, from the same grid for every init.", header, rows) if rows else None
+
+
+def _of_fold(name: str, row: Row) -> str:
+    return f"{name}, fold {row['fold']}" if row["fold"] else name
 
 
 def _flat(tree: Mapping[str, Any], place: str = "") -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from scanprior.studies.plan import Step, pretraining_data, steps_of, training_da
 from scanprior.studies.pool import Pool
 from scanprior.studies.recipe import DataSpec, Recipe, read_recipe
 from scanprior.studies.resuming import settle
-from scanprior.studies.summary import summarise
+from scanprior.studies.summary import Part, summarise
 
 
 def study(
@@ -39,6 +39,7 @@ def study(
     data: Mapping[str, str | Path] | None = None,
     workers: int | None = None,
     quick: bool = False,
+    changes: Iterable[str] = (),
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Run a recipe: every training and measurement it names, then the results and a report.
@@ -52,6 +53,7 @@ def study(
         data: data set of the recipe to folder or table; what needs one that is not given is left out, and said.
         workers: processes; None = one a core.
         quick: the recipe's small form, on phantoms.
+        changes: keys of the recipe that are other here, such as ``settings.augment.preset=ultrasound``.
         reporter: shows progress.
 
     Returns:
@@ -62,7 +64,7 @@ def study(
             succeeded.
     """
     reporter, folder = reporter or Reporter(), Path(out)
-    wanted = with_data(read_recipe(recipe, quick=quick), data or {}, reporter)
+    wanted = with_data(read_recipe(recipe, quick=quick, changes=changes), data or {}, reporter)
     check_settings(wanted)
     check_starts(wanted)
     count = workers if workers is not None else os.cpu_count() or 1
@@ -71,21 +73,36 @@ def study(
     _check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        changed = settle(folder, wanted, data or {}, reporter)
-        manifests = {
-            name: _indexed(folder, name, spec, wanted, (data or {}).get(name), reporter)
-            for name, spec in wanted.data.items()
-        }
-        check_columns(wanted, manifests)
-        sources = {
-            name: _prepared(folder, name, manifest, wanted, reporter) for name, manifest in manifests.items()
-        }
-        failed = _run(wanted, folder, count, reporter)
+        if wanted.folds:
+            settle(folder, wanted, data or {}, reporter)
+        parts, changed = [], []
+        for fold, part in enumerate(wanted.of_folds() or [wanted], 0 if wanted.folds is None else 1):
+            place = folder / f"fold{fold}" if fold else folder
+            place.mkdir(exist_ok=True)
+            if fold:
+                reporter.note(f"fold {fold} of {wanted.folds}")
+            changed += settle(place, part, data or {}, reporter)
+            parts.append(_conducted(place, part, data or {}, count, fold, reporter))
         reporter.note("gathering the results")
-        results: dict[str, Any] = summarise(wanted, folder, sources, failed)
-        results["warnings"] += changed
+        results: dict[str, Any] = summarise(wanted, parts)
+        results["warnings"] += list(dict.fromkeys(changed))
         _write(results, folder)
     return results
+
+
+def _conducted(
+    folder: Path, recipe: Recipe, data: Mapping[str, str | Path], workers: int, fold: int, reporter: Reporter
+) -> Part:
+    """Do all steps of a study, or of one of its folds."""
+    manifests = {
+        name: _indexed(folder, name, spec, recipe, data.get(name), reporter)
+        for name, spec in recipe.data.items()
+    }
+    check_columns(recipe, manifests)
+    sources = {
+        name: _prepared(folder, name, manifest, recipe, reporter) for name, manifest in manifests.items()
+    }
+    return Part(recipe, folder, sources, _run(recipe, folder, workers, reporter), fold)
 
 
 def _write(results: Mapping[str, Any], folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from scanprior.evaluation import Replicates, groups_of, mean_difference, member_column
+from scanprior.evaluation import Replicates, groups_of, mean_difference, mean_of_folds, member_column
 from scanprior.evaluation.scoring import Key
 from scanprior.run import Run
 from scanprior.studies.task_results import Cell, Row, TaskResults, interval_of, or_none
@@ -28,11 +28,18 @@ def gains(task: TaskResults) -> Iterator[Row]:
         if name not in ensembles:
             continue
         for evaluation in task.units:
-            members = _Members(task, cell, evaluation)
+            members = [
+                _Members(part, part.cells[labels, name], list(cell.steps), evaluation) for part in task.parts
+            ]
+            apart = evaluation == task.own
             for key, found in cell.found[evaluation].items():
                 place = task.place(labels, name, evaluation, key)
-                yield _row(task, place, BEST, found, members.best(key))
-                yield _row(task, place, MEAN, found, members.mean(key))
+                best = [each for one in members if (each := one.best(key)) is not None]
+                chosen = mean_of_folds(best, apart=apart) if len(best) == len(members) else None
+                yield _row(task, place, BEST, found, chosen)
+                yield _row(
+                    task, place, MEAN, found, mean_of_folds([one.mean(key) for one in members], apart=apart)
+                )
                 for other in ensembles[: ensembles.index(name)]:
                     theirs = task.cells.get((labels, other))
                     shared = sorted(set(cell.steps) & set(theirs.steps)) if theirs is not None else []
@@ -42,20 +49,21 @@ def gains(task: TaskResults) -> Iterator[Row]:
 
 
 class _Members:
-    """The metrics of the members of one ensemble at one budget, seed by seed."""
+    """The metrics of the members of one ensemble at one budget, seed by seed, of one fold where there are some."""
 
-    def __init__(self, task: TaskResults, cell: Cell, evaluation: str) -> None:
-        steps = cell.order()
+    def __init__(self, task: TaskResults, cell: Cell, seeds: Sequence[int], evaluation: str) -> None:
+        steps = [cell.steps[seed] for seed in sorted(seeds)]
+        mine = [cell.tables[evaluation][sorted(cell.steps).index(seed)] for seed in sorted(seeds)]
         self._best = [Run.open(task.folder / step.name).card["ensemble"]["best"] for step in steps]
-        groups = groups_of(cell.tables[evaluation][0])[0]
+        groups = groups_of(mine[0])[0]
         self._each: list[dict[Key, Replicates]] = []
         for number in range(len(steps[0].needs)):
             tables = [
                 table.assign(**{f"prob:{name}": table[member_column(number, name)] for name in task.classes})
-                for table in cell.tables[evaluation]
+                for table in mine
             ]
             cuts = [_thresholds(task, step.needs[number]) for step in steps]
-            self._each.append(task.replicates(tables, cuts, groups, task.recipe.resamples))
+            self._each.append(task.replicates(tables, cuts, groups, task.recipe.resamples, evaluation))
 
     def mean(self, key: Key) -> Replicates:
         """Return the mean of the members' metrics."""

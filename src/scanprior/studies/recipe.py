@@ -7,7 +7,7 @@ over them those of its init.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from scanprior.api.settings import DataConfig
-from scanprior.config import Config, Tree, build, load_yaml, merge
+from scanprior.config import Config, Tree, build, load_yaml, merge, parse_settings
 from scanprior.data.drifts import DRIFTS
 from scanprior.data.phantom import PhantomConfig
 from scanprior.errors import ConfigError
@@ -203,6 +203,12 @@ class Recipe(Config):
     seeds: Annotated[list[int], Once] = Field(
         [0, 1, 2, 3, 4], min_length=1, description="of training and of the draw of labels"
     )
+    folds: int | None = Field(
+        None,
+        ge=2,
+        description="cross-validation: all of it once for each part of the data as test images; metrics are means "
+        "over the parts",
+    )
     shift: dict[Name, ShiftSpec] = Field({})
     resamples: int = Field(2000, ge=100, description="of patients, for intervals")
     level: float = Field(0.95, gt=0.5, lt=1)
@@ -253,6 +259,7 @@ class Recipe(Config):
         self._one_division()
         self._known_metrics()
         self._ensembles_fit()
+        self._folds_fit()
         return self
 
     def _one_division(self) -> None:
@@ -305,6 +312,39 @@ class Recipe(Config):
                         raise ValueError(f"{place}.{name}.members: the task has no init {init!r}; {hint}")
         if again and len({seed % AGAIN for seed in self.seeds}) < len(self.seeds):
             raise ValueError(f"seeds: two differ by a multiple of {AGAIN}, which further trainings (+1) take")
+
+    def _folds_fit(self) -> None:
+        if self.folds is None:
+            return
+        split = self.settings.get("data", {}).get("split", {})
+        if {"folds", "fold"} & set(split if isinstance(split, Mapping) else ()):
+            raise ValueError("settings.data.split: folds and fold are set by the recipe's folds; remove them")
+        if self.shift:
+            raise ValueError("folds: shift compares whole data sets once; give it a recipe of its own")
+        for name, task in self.tasks.items():
+            if merge(self.settings, task.settings).get("task", {}).get("name") == "segment":
+                raise ValueError(
+                    f"folds: tasks.{name} is a segmentation, which cannot be averaged over folds"
+                )
+            for where, spec in task.elsewhere.items():
+                if any(spec.data in pretraining.data for pretraining in self.pretraining.values()):
+                    raise ValueError(
+                        f"folds: tasks.{name}.elsewhere.{where}: a pretraining sees {spec.data}, so every fold would be "
+                        "tested on other images of it"
+                    )
+            for key in ("drifts", "subgroups"):
+                if getattr(task, key):
+                    raise ValueError(
+                        f"folds: tasks.{name}.{key} would rest on one fold's few images; give it a recipe without folds"
+                    )
+
+    def of_folds(self) -> list[Recipe]:
+        """Return the recipe of each fold; none where there are no folds."""
+        made = []
+        for fold in range(1, (self.folds or 0) + 1):
+            settings = merge(self.settings, {"data": {"split": {"folds": self.folds, "fold": fold}}})
+            made.append(build(Recipe, {**self.model_dump(), "settings": settings, "folds": None}))
+        return made
 
     def _no_cycle(self) -> None:
         for first in self.pretraining:
@@ -376,12 +416,13 @@ def known_recipes() -> list[str]:
     )
 
 
-def read_recipe(source: str | Path, *, quick: bool = False) -> Recipe:
+def read_recipe(source: str | Path, *, quick: bool = False, changes: Iterable[str] = ()) -> Recipe:
     """Read a recipe of the package by name, or of the user by path.
 
     Args:
         source: such as ``ss-cxr``, or ``my.yaml``.
         quick: take ``NAME-quick`` instead: the same parts, small, on phantoms.
+        changes: keys of the recipe that are other here, ``seeds=[0,1]`` or ``settings.augment.preset=ultrasound``.
 
     Raises:
         ConfigError: there is no such recipe, or the first thing that is wrong in it.
@@ -400,7 +441,7 @@ def read_recipe(source: str | Path, *, quick: bool = False) -> Recipe:
             hint = f"did you mean {near[0]}?" if near else f"the package has {', '.join(known)}"
             raise ConfigError(f"{source}: there is no such recipe; {hint}, or name a YAML file")
     try:
-        return build(Recipe, load_yaml(path))
+        return build(Recipe, merge(load_yaml(path), parse_settings(changes)))
     except ConfigError as error:
         text = str(error)
         raise ConfigError(text if text.startswith(str(path)) else f"{path.name}: {text}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,40 @@ from scanprior.studies.task_results import TaskResults
 Row = dict[str, Any]
 
 
-def summarise(
-    recipe: Recipe, folder: Path, sources: dict[str, dict[str, Any]], failed: dict[str, str]
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Part:
+    """One fold of a study, or all of a study without folds.
+
+    Attributes:
+        recipe: of the part.
+        folder: of its data and runs.
+        sources: of each data set, what the results say of it.
+        failed: steps that failed, and why.
+        fold: its number from 1; 0 without folds.
+    """
+
+    recipe: Recipe
+    folder: Path
+    sources: dict[str, dict[str, Any]]
+    failed: dict[str, str]
+    fold: int = 0
+
+    def steps(self) -> list[Step]:
+        """Return the steps that are done."""
+        execution = Execution(self.folder, frozenset(pretraining_data(self.recipe)))
+        return [step for step in steps_of(self.recipe) if execution.done(step)]
+
+    def named(self, step: str) -> str:
+        """Return where a step lies in the folder of the study."""
+        return f"fold{self.fold}/{step}" if self.fold else step
+
+
+def summarise(recipe: Recipe, parts: Sequence[Part]) -> dict[str, Any]:
     """Gather the results of a study; equal runs give an equal summary.
 
     Args:
         recipe: of the study.
-        folder: of the study.
-        sources: of each data set, what the results say of it.
-        failed: steps that failed, and why.
+        parts: its folds, or the study itself.
 
     Returns:
         JSON values: ``name``, ``title``, ``question``, ``baseline``, ``seeds``, ``level``, ``resamples``, ``data``,
@@ -35,9 +60,14 @@ def summarise(
         ``ensembles`` (what they gain), ``synthetic``, ``subgroups``, ``gaps``, ``shift``: rows of tables. Every row
         that has a value has its interval, or ``reason``.
     """
-    execution = Execution(folder, frozenset(pretraining_data(recipe)))
-    steps = [step for step in steps_of(recipe) if execution.done(step)]
-    tasks = [TaskResults(recipe, folder, name, steps) for name in recipe.tasks]
+    done = [(part, part.steps()) for part in parts]
+    first = parts[0]
+    tasks = []
+    for name in recipe.tasks:
+        found = [
+            TaskResults(part.recipe, part.folder, name, steps, resampling=part.fold) for part, steps in done
+        ]
+        tasks.append(TaskResults.over(found) if recipe.folds else found[0])
     return {
         "name": recipe.name,
         "title": recipe.title or recipe.name,
@@ -47,38 +77,43 @@ def summarise(
         "seeds": recipe.seeds,
         "level": recipe.level,
         "resamples": recipe.resamples,
-        "data": sources,
+        "folds": recipe.folds,
+        "data": first.sources,
         "tasks": {name: _task_facts(recipe, name) for name in recipe.tasks},
-        "failed": failed,
-        "warnings": _warnings(folder, steps),
-        "pretraining": [_pretrained(folder, step) for step in steps if step.kind == "pretrain"],
-        "tuned": list(_tuned(execution, steps)),
+        "failed": {part.named(name): why for part in parts for name, why in part.failed.items()},
+        "warnings": [text for part, steps in done for text in _warnings(part, steps)],
+        "pretraining": [
+            _pretrained(part, step) for part, steps in done for step in steps if step.kind == "pretrain"
+        ],
+        "tuned": [row for part, steps in done for row in _tuned(part, steps)],
         "efficiency": [row for task in tasks for row in task.efficiency()],
         "drift": [row for task in tasks for row in task.drift()],
         "ensembles": [row for task in tasks for row in gains(task)],
         "synthetic": [row for task in tasks for row in task.synthetic()],
         "subgroups": [row for task in tasks for row in task.subgroups()],
         "gaps": [row for task in tasks for row in task.gaps()],
-        "shift": [_shifted(folder, step) for step in steps if step.kind == "shift"],
+        "shift": [
+            _shifted(part.folder, step) for part, steps in done for step in steps if step.kind == "shift"
+        ],
     }
 
 
-def _warnings(folder: Path, steps: Sequence[Step]) -> list[str]:
+def _warnings(part: Part, steps: Sequence[Step]) -> list[str]:
     """Return what every reader has to know: pretraining that saw held-out images, tests on training images."""
     said: dict[str, list[str]] = {}
     for step in steps:
         if step.kind in ("shift", "tune"):
             continue
-        card = Run.open(folder / step.name).card
+        card = Run.open(part.folder / step.name).card
         if card["data"].get("transductive"):
             said.setdefault(
                 "its pretraining saw validation or test images (without their labels)", []
-            ).append(step.name)
-        for file in sorted((folder / step.name / "evaluations").glob("*.json")):
+            ).append(part.named(step.name))
+        for file in sorted((part.folder / step.name / "evaluations").glob("*.json")):
             seen = json.loads(file.read_text()).get("training_images", 0)
             if seen:
                 said.setdefault(f"{seen} images of {file.stem} are among its training images", []).append(
-                    step.name
+                    part.named(step.name)
                 )
     return [f"{_named(names)}: {text}" for text, names in said.items()]
 
@@ -100,10 +135,11 @@ def _task_facts(recipe: Recipe, name: str) -> Row:
     }
 
 
-def _pretrained(folder: Path, step: Step) -> Row:
-    card = Run.open(folder / step.name).card
+def _pretrained(part: Part, step: Step) -> Row:
+    card = Run.open(part.folder / step.name).card
     training = card["training"]
     return {
+        "fold": part.fold or None,
         "pretraining": step.facts["pretraining"],
         "objective": step.objective,
         "data": list(step.data),
@@ -123,8 +159,9 @@ def _shifted(folder: Path, step: Step) -> Row:
     }
 
 
-def _tuned(execution: Execution, steps: Sequence[Step]) -> Iterator[Row]:
+def _tuned(part: Part, steps: Sequence[Step]) -> Iterator[Row]:
     """Yield what was chosen, once a task, init and budget that has it."""
+    execution = Execution(part.folder, frozenset(pretraining_data(part.recipe)))
     seen: set[tuple[object, ...]] = set()
     for step in steps:
         place = (step.facts.get("task"), step.facts.get("init"), step.facts.get("labels"))
@@ -133,6 +170,7 @@ def _tuned(execution: Execution, steps: Sequence[Step]) -> Iterator[Row]:
         seen.add(place)
         name, chosen, value = execution.best_of(step.tuned_by)
         yield {
+            "fold": part.fold or None,
             "task": place[0],
             "init": place[1],
             "labels": place[2],

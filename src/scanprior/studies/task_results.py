@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from scanprior.evaluation import (
     mean_change,
     mean_difference,
     mean_interval,
+    mean_of_folds,
     replicates,
     subgroups,
 )
@@ -62,10 +64,16 @@ class TaskResults:
     """The results of one task.
 
     Only images that every run could read take part, so that all comparisons are of the same images.
+
+    Attributes:
+        parts: the results of each fold, of which these are the means; without folds, these alone.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, name: str, steps: Sequence[Step]) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, name: str, steps: Sequence[Step], resampling: int = 0
+    ) -> None:
         self.recipe, self.folder, self.name, self.spec = recipe, folder, name, recipe.tasks[name]
+        self.resampling, self.parts = resampling, [self]
         self.cells: dict[tuple[Labels, str], Cell] = {}
         for step in steps:
             if step.kind in ("finetune", "ensemble") and step.facts["task"] == name:
@@ -94,6 +102,36 @@ class TaskResults:
             cell.labels_used = int(card["data"]["labels_used"])
         for evaluation in [self.own, *self.spec.elsewhere]:
             self._score(evaluation)
+
+    @classmethod
+    def over(cls, folds: Sequence[TaskResults]) -> TaskResults:
+        """Return the means over the folds of a cross-validation, of the seeds that all of them have."""
+        made = copy(folds[0])
+        made.parts, made.cells, made.counts = list(folds), {}, {}
+        for evaluation in made.units:
+            counts = [fold.counts[evaluation] for fold in folds]
+            patients = [people for _, people in counts if people is not None]
+            whole = sum(n for n, _ in counts), sum(patients) if len(patients) == len(counts) else None
+            made.counts[evaluation] = whole if evaluation == made.own else counts[0]
+        for place, first in folds[0].cells.items():
+            cells = [fold.cells[place] for fold in folds if place in fold.cells]
+            seeds = sorted(set.intersection(*(set(cell.steps) for cell in cells)))
+            if len(cells) < len(folds) or not seeds:
+                continue
+            used = round(sum(cell.labels_used for cell in cells) / len(cells))
+            cell = made.cells[place] = Cell({seed: first.steps[seed] for seed in seeds}, used)
+            for evaluation in made.units:
+                cell.found[evaluation] = {
+                    key: mean_of_folds(
+                        [
+                            each.found[evaluation][key].of([sorted(each.steps).index(seed) for seed in seeds])
+                            for each in cells
+                        ],
+                        apart=evaluation == made.own,
+                    )
+                    for key in first.found[evaluation]
+                }
+        return made
 
     def _steps(self) -> Iterator[Step]:
         for cell in self.cells.values():
@@ -129,7 +167,7 @@ class TaskResults:
             self.counts[evaluation] = (len(common), count_patients(parts[0]))
             cell.tables[evaluation] = parts
             cell.found[evaluation] = self.replicates(
-                parts, cell.cuts[evaluation], groups, self.recipe.resamples
+                parts, cell.cuts[evaluation], groups, self.recipe.resamples, evaluation
             )
 
     def replicates(
@@ -138,6 +176,7 @@ class TaskResults:
         cuts: Sequence[Any],
         groups: NDArray[np.int64],
         resamples: int,
+        evaluation: str,
     ) -> dict[Key, Replicates]:
         """Score trainings, each at the thresholds that it chose on its validation images."""
         scorers = [
@@ -146,7 +185,8 @@ class TaskResults:
             else Scorer(table, self.classes, self.task, cut, self.positive)
             for table, cut in zip(tables, cuts, strict=True)
         ]
-        every = replicates(scorers, groups, resamples, 0)
+        seed = self.resampling if evaluation == self.own else 0  # folds have other patients there
+        every = replicates(scorers, groups, resamples, seed)
         return {key: value for key, value in every.items() if key in self._keys(list(every))}
 
     def _keys(self, known: Sequence[Key]) -> list[Key]:
@@ -239,7 +279,7 @@ class TaskResults:
         groups = groups_of(both[0])[0]
         cuts = [None] * len(seeds)
         sides = [
-            self.replicates(part, cuts, groups, self.recipe.resamples)[key]
+            self.replicates(part, cuts, groups, self.recipe.resamples, evaluation)[key]
             for part in (both[: len(seeds)], both[len(seeds) :])
         ]
         return sides[0], sides[1]
@@ -309,14 +349,14 @@ class TaskResults:
                 groups, unit = groups_of(parts[0])
                 if not severity:
                     first = parts
-                found = self.replicates(parts, cuts, groups, resamples)
+                found = self.replicates(parts, cuts, groups, resamples, self.own)
                 plain = found if plain is None else plain
                 if self.segments and severity:
                     both = defined_in_all(
                         [*parts, *first], self.classes, ["drifted"] * len(parts) + ["plain"] * len(parts)
                     )
                     pair = [
-                        self.replicates(p, cuts, groups, resamples)
+                        self.replicates(p, cuts, groups, resamples, self.own)
                         for p in (both[: len(parts)], both[len(parts) :])
                     ]
                 else:
