@@ -232,3 +232,9 @@ def test_guidance_is_on_by_default_and_warms_up() -> None:
     assert right(made) == right(plain)
     made.after_step(99, 100)
     assert right(made) > right(plain) + 0.05
+
+
+@pytest.mark.parametrize(("ratio", "said"), [(0.99, "leaves none visible"), (0.01, "hides none")])
+def test_a_mask_ratio_without_two_sides_is_refused(ratio: float, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"mask_ratio: {ratio} of 16 .* {said}; use more than 0.0312"):
+        objective(mask_ratio=ratio)

@@ -161,8 +161,12 @@ def test_settings_that_cannot_reach_the_area_are_refused(size, align):
 @settings(deadline=None, max_examples=30)
 @given(n=st.integers(2, 80), ratio=st.floats(0.05, 0.95), seed=st.integers(0, 999))
 def test_patch_mask_hides_the_exact_number(n, ratio, seed):
+    hidden = round(ratio * n)
+    if hidden in (0, n):
+        with pytest.raises(ConfigError, match="hides none" if not hidden else "leaves none visible"):
+            random_patch_mask(n, ratio, seed=seed, positions=POSITIONS)
+        return
     keep, mask, restore = random_patch_mask(n, ratio, seed=seed, positions=POSITIONS)
-    hidden = min(max(round(ratio * n), 1), n - 1)
     assert (mask.sum(1) == hidden).all() and keep.shape == (24, n - hidden)
     for b in range(24):
         assert sorted(keep[b].tolist()) == (~mask[b]).nonzero().flatten().tolist()

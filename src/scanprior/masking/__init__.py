@@ -15,6 +15,7 @@ from scanprior.masking.entropy import (
 from scanprior.masking.groups import CHUNK, Corruption, GroupMask, Kind, corrupt, group_mask
 from scanprior.masking.patches import (
     PatchMask,
+    hidden_count,
     patch_mask_from_scores,
     patches_to_pixels,
     random_patch_mask,
@@ -22,6 +23,6 @@ from scanprior.masking.patches import (
 
 __all__ = [
     "CHUNK", "Corruption", "GroupMask", "Guidance", "GuidedMask", "Kind", "PatchMask", "corrupt", "group_mask",
-    "guided_patch_mask", "patch_mask_from_scores", "patches_to_pixels", "random_patch_mask", "unit_complexity",
-    "unit_scores", "unit_weights",
+    "guided_patch_mask", "hidden_count", "patch_mask_from_scores", "patches_to_pixels", "random_patch_mask",
+    "unit_complexity", "unit_scores", "unit_weights",
 ]  # fmt: skip

@@ -105,7 +105,7 @@ def guided_patch_mask(
         purpose: names the stream of draws.
 
     Raises:
-        ConfigError: the unit does not divide the image.
+        ConfigError: the unit does not divide the image, or no unit would be hidden, or none visible.
     """
     scores = unit_scores(images, unit, guidance) if guidance.beta or guidance.loss_weight else None
     units = (images.shape[-2] // unit) * (images.shape[-1] // unit)

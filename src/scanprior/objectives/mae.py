@@ -19,6 +19,7 @@ from scanprior.masking import (
     GuidedMask,
     PatchMask,
     guided_patch_mask,
+    hidden_count,
     patches_to_pixels,
     unit_weights,
 )
@@ -140,6 +141,7 @@ class Mae(Objective):
                 " or an encoder such as vit_small_patch16_224"
             )
         encoder.require_plain("mae")
+        hidden_count(encoder.grid**2, config.mask_ratio)
         if config.decoder_dim % config.decoder_heads:
             raise ConfigError(
                 f"objective.decoder_dim: {config.decoder_dim} is not divisible by objective.decoder_heads"

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from scanprior import keyed
 from scanprior.encoders import Encoder, MaskedConvNext, sample_positions
-from scanprior.masking import Guidance, guided_patch_mask, patches_to_pixels, unit_weights
+from scanprior.masking import Guidance, guided_patch_mask, hidden_count, patches_to_pixels, unit_weights
 from scanprior.objectives.base import Batch, Objective, ObjectiveConfig, embedding_std, register
 
 
@@ -171,6 +171,7 @@ class MaskedConvnet(Objective):
         super().__init__(encoder, config, seed=seed)
         self.unit = config.unit if config.unit != "auto" else 32 if encoder.size >= 160 else 16
         self.masked = MaskedConvNext(encoder, self.unit)
+        hidden_count((encoder.size // self.unit) ** 2, config.mask_ratio)
         self.register_buffer("progress", torch.zeros((), dtype=torch.float64))
         # A buffer, so that a training that is resumed goes on the same way, bit for bit.
         self.register_buffer("gathered", torch.tensor(config.path != "dense"))

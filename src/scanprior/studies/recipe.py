@@ -329,8 +329,8 @@ class Recipe(Config):
             for where, spec in task.elsewhere.items():
                 if any(spec.data in pretraining.data for pretraining in self.pretraining.values()):
                     raise ValueError(
-                        f"folds: tasks.{name}.elsewhere.{where}: a pretraining sees {spec.data}, so every fold would be "
-                        "tested on other images of it"
+                        f"folds: tasks.{name}.elsewhere.{where}: a pretraining sees {spec.data}, so every fold would "
+                        "be tested on other images of it"
                     )
             for key in ("drifts", "subgroups"):
                 if getattr(task, key):
