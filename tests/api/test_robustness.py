@@ -142,7 +142,7 @@ def test_held_out_images_of_other_data_are_those_a_training_would_hold_out(
     other = copied(phantoms, tmp_path / "other", renamed)
     table = pd.read_csv(other / "labels.csv")
     result = api.evaluate(
-        own_run.path, data=other, split="held-out", name="elsewhere", label_map={"healthy": "normal"},
+        own_run.path, data=other, split="held-out", name="other_hospital", label_map={"healthy": "normal"},
         settings=["evaluation.resamples=100"],
     )  # fmt: skip
     tiny = {name: own_run.config()["data"][name] for name in ("size", "workers", "split")}
@@ -150,7 +150,7 @@ def test_held_out_images_of_other_data_are_those_a_training_would_hold_out(
     config = {"data": tiny, "encoder": encoder, "engine": {"steps": 1, "batch_size": 4}}
     run = api.pretrain(other, out=tmp_path / "pre", objective="mae", config=config)
     seen = used(run, "pretrain")
-    tested = set(pd.read_parquet(own_run.path / "evaluations" / "elsewhere.parquet")["image"])
+    tested = set(pd.read_parquet(own_run.path / "evaluations" / "other_hospital.parquet")["image"])
     assert seen and tested and not seen & tested and len(seen | tested) == len(table)
     assert result["n"] == len(tested)
 
