@@ -2,7 +2,11 @@
 
     python experiments/release_encoder.py --run RUNS/mae --name cxr-tiny
 
-The run is that of docs/results/main-job.md; its results there go into the card.
+The run is that of docs/results/main-job.md; its results there go into the card, and before them those of the
+study that tests the encoder as released, if there is one:
+
+    scanprior study cxr-tiny --data radiographs=DATA/shenzhen --out RUNS/study
+    cp RUNS/study/results.json RUNS/study/report.md docs/results/cxr-tiny/
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from scanprior.run import Run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "docs" / "results" / "main-job" / "results.json"
+STUDIES = REPOSITORY / "docs" / "results"
 MOST_BYTES = 6_000_000
 
 SUMMARY = (
@@ -52,11 +57,21 @@ LIMITS = [
 ]
 
 
-def released_card(card: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+def study_rows(name: str) -> list[dict[str, Any]]:
+    """Return the results of the study of the encoder, as it is released, on shenzhen."""
+    file = STUDIES / name / "results.json"
+    if not file.exists():
+        return []
+    rows = json.loads(file.read_text())["efficiency"]
+    init = name.replace("-", "_")
+    return [{"data": "shenzhen, held-out patients", **row} for row in rows if row["init"] == init]
+
+
+def released_card(name: str, card: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
     """Return the card of the run with what a user must know, and without the paths of the machine."""
     for source in card["data"]["sources"]:
         source["root"] = source["name"]
-    rows = [row for row in results["rows"] if row["init"] == card["objective"]["name"]]
+    rows = study_rows(name) + [row for row in results["rows"] if row["init"] == card["objective"]["name"]]
     return {
         "summary": SUMMARY,
         **card,
@@ -72,15 +87,17 @@ def readme(name: str, card: dict[str, Any]) -> str:
     lines = [
         f"# {name}", "", f"{SUMMARY}. Start from it with `--from scanprior:{name}`.", "",
         f"Made by `scanprior pretrain` with `config.yaml`, seed {card['seed']}, {card['training']['steps']:,} steps of "
-        f"{card['training']['batch_size']}, without labels, of training patients alone; kept in half precision.", "",
+        f"{card['training']['batch_size']}, without labels, of training patients alone; kept in half precision. "
+        "A second training from that file made the same weights, byte for byte.", "",
         "## Images", "", "| set | what | source | licence |", "|---|---|---|---|",
         *(f"| {key} | {d['what']} | {d['cite']} | {d['licence']} |" for key, d in DATA.items()), "",
         "`data.parquet` holds the digests of the pixels it has seen, so that a fine-tuning can say when its test "
         "images are among them.", "",
         "## Results, against the same network from scratch", "",
-        "| test images | labels | metric | mean of 5 seeds [95 %] | minus scratch [95 %] |", "|---|---|---|---|---|",
+        "| test images | labels | metric | seeds | mean [95 %] | minus scratch [95 %] |", "|---|---|---|---|---|---|",
         *(
-            f"| {r['data']} | {r['labels']} | {r['metric']} | {r['value']:.3f} [{r['low']:.3f}–{r['high']:.3f}] | "
+            f"| {r['data']} | {r['labels']} | {r['metric']} | {len(r['seeds'])} | "
+            f"{r['value']:.3f} [{r['low']:.3f}–{r['high']:.3f}] | "
             f"{r['difference']:+.3f} [{r['difference_low']:+.3f} to {r['difference_high']:+.3f}] |"
             for r in card["results"] if r["metric"] == "auroc"
         ), "",
@@ -105,7 +122,7 @@ def main() -> None:
     size = (out / "model.safetensors").stat().st_size
     if size > MOST_BYTES:
         raise SystemExit(f"{size:,} bytes are more than the {MOST_BYTES:,} that fit into the box")
-    card = released_card(run.card, json.loads(RESULTS.read_text()))
+    card = released_card(arguments.name, run.card, json.loads(RESULTS.read_text()))
     (out / "model.json").write_text(json.dumps(card, indent=1) + "\n")
     config = run.config()
     config["sources"] = [Path(source).name for source in config["sources"]]
