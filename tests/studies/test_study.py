@@ -196,7 +196,7 @@ def check_ensembles(results: dict[str, Any], folder: Path) -> None:
     assert rows["both"]["difference"] == pytest.approx(mine - other)
     page = (folder / "report.md").read_text()
     assert (
-        "What ensembles gain, test" in page and "twins is the mean of the probabilities, of scratch" in page
+        "What ensembles gain: AUROC" in page and "twins is the mean of the probabilities, of scratch" in page
     )
     drifts = [row["init"] for row in results["synthetic"] if row["kind"] == "gamma"]
     assert {"twins", "both"} <= set(drifts) and "scratch+1" not in drifts

@@ -157,10 +157,11 @@ def efficiency_table(rows: Sequence[Row], baseline: str) -> Table:
         "p",
         f"{baseline} needs",
     ]
-    caption = (
-        "Differences are paired by patient and seed. The last column: with how many labels the baseline is as good, "
-        "by interpolation."
-    )
+    caption = "Differences are paired by patient and seed."
+    if any(row.get("match") for row in rows):
+        caption += " The last column: with how many labels the baseline is as good, by interpolation."
+    else:  # a single budget, or a metric without such a curve
+        header, body = header[:-1], [cells[:-1] for cells in body]
     return Table(caption, header, body)
 
 
@@ -177,7 +178,7 @@ def _match(match: Mapping[str, Any]) -> str:
 def ensemble_tables(
     results: Mapping[str, Any], task: str, facts: Mapping[str, Any]
 ) -> list[tuple[str, Table]]:
-    """Return, of every evaluation, what the ensembles of a task gain over their members and each other."""
+    """Return, of every evaluation and metric, what the ensembles of a task gain over members and each other."""
     made = []
     rows = [row for row in results["ensembles"] if row["task"] == task]
     several = {
@@ -192,14 +193,15 @@ def ensemble_tables(
         f"{told}. {'+1: another training of the init on the same labels. ' if further else ''}Paired by patient and "
         "seed. The best member is chosen on validation, for each seed."
     )
-    for evaluation in dict.fromkeys(row["evaluation"] for row in rows):
+    header = ["Labels", "Ensemble", "Minus", "Ensemble’s", "The other’s", "Difference [interval]", "p"]
+    for evaluation, metric, cls in dict.fromkeys(
+        (row["evaluation"], row["metric"], row["class"]) for row in rows
+    ):
         body = [
             [
                 str(row["labels_used"]),
                 row["init"],
                 row["against"],
-                metric_name(row["metric"])
-                + (f" of {row['class']}" if (row["metric"], row["class"]) in several else ""),
                 number(row["value"]),
                 number(row["value_against"]),
                 f"{signed(row['difference'])} {span(row['difference_low'], row['difference_high'])}".strip()
@@ -208,19 +210,12 @@ def ensemble_tables(
                 number(row["p"]) if finite(row["p"]) is not None else "–",
             ]
             for row in rows
-            if row["evaluation"] == evaluation
+            if (row["evaluation"], row["metric"], row["class"]) == (evaluation, metric, cls)
         ]
-        header = [
-            "Labels",
-            "Ensemble",
-            "Minus",
-            "Metric",
-            "Ensemble’s",
-            "The other’s",
-            "Difference [interval]",
-            "p",
-        ]
-        made.append((f"What ensembles gain, {evaluation}", Table(caption, header, body)))
+        of = f" of {cls}" if (metric, cls) in several else ""
+        title = f"What ensembles gain: {metric_name(metric)}{of}, {evaluation}"
+        made.append((title, Table(caption, header, body)))
+        caption = "As above."
     return made
 
 
