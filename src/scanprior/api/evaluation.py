@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from scanprior.api.division import Learn
 from scanprior.api.ensemble_results import members_section
 from scanprior.api.evaluation_files import Origin, check_name, evaluation_name, save_evaluation
 from scanprior.api.mask_results import evaluate_stored_masks
@@ -26,7 +27,7 @@ from scanprior.api.prediction_tables import (
 )
 from scanprior.api.predictor import Predictor
 from scanprior.api.settings import DataConfig, EvaluationConfig
-from scanprior.api.sources import Images, Learn, load, renamed
+from scanprior.api.sources import Images, load, renamed
 from scanprior.config import build, merge, nest, parse_settings
 from scanprior.data.store import ImageStore
 from scanprior.data.transforms import Preprocessing

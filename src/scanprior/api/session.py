@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from scanprior.api.division import Learn
 from scanprior.api.models import cpu_computes_bf16
 from scanprior.api.settings import FinetuneConfig, PretrainConfig
-from scanprior.api.sources import Images, Learn, load
+from scanprior.api.sources import Images, load
 from scanprior.engine import Reporter, first_alone, launch
 from scanprior.run import Run
 

@@ -10,8 +10,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import nn
 
+from scanprior.api.division import Learn
 from scanprior.api.settings import FinetuneConfig
-from scanprior.api.sources import Images, Learn
+from scanprior.api.sources import Images
 from scanprior.data.loader import TrainingSource
 from scanprior.data.split import label_budget
 from scanprior.data.transforms import Preprocessing

@@ -14,8 +14,9 @@ from scanprior.data.split import label_budget
 from scanprior.errors import ConfigError, DataError, RunError, SplitError
 from scanprior.evaluation.bands import groups_by
 from scanprior.run import RELEASED, Run
+from scanprior.studies.parts import ElsewhereSpec
 from scanprior.studies.plan import steps_of
-from scanprior.studies.recipe import ElsewhereSpec, Recipe
+from scanprior.studies.recipe import Recipe
 
 
 def segments(recipe: Recipe, task: str) -> bool:

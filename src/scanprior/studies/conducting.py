@@ -12,8 +12,9 @@ from typing import Any
 
 import pandas as pd
 
+from scanprior.api.division import Learn
 from scanprior.api.settings import DataConfig
-from scanprior.api.sources import Learn, load, read_manifest
+from scanprior.api.sources import load, read_manifest
 from scanprior.config import build, merge
 from scanprior.data.folder_lock import locked
 from scanprior.data.manifest import Manifest, describe
@@ -25,9 +26,10 @@ from scanprior.reporting.study_markdown import study_markdown
 from scanprior.reporting.study_page import gather, write_study_report
 from scanprior.studies.checks import check_budgets, check_columns, check_settings, check_starts, segments
 from scanprior.studies.execution import Execution
+from scanprior.studies.parts import DataSpec
 from scanprior.studies.plan import Step, pretraining_data, steps_of, training_data
 from scanprior.studies.pool import Pool
-from scanprior.studies.recipe import DataSpec, Recipe, read_recipe
+from scanprior.studies.recipe import Recipe, read_recipe
 from scanprior.studies.resuming import settle
 from scanprior.studies.summary import Part, summarise
 

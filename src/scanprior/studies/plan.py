@@ -12,7 +12,8 @@ from typing import Any, Literal
 from scanprior.api.settings import layered
 from scanprior.config import Tree, nest
 from scanprior.run import RELEASED
-from scanprior.studies.recipe import AGAIN, Labels, Recipe, TaskSpec, TuneSpec, member_of
+from scanprior.studies.parts import AGAIN, Labels, TaskSpec, TuneSpec, member_of
+from scanprior.studies.recipe import Recipe
 
 Kind = Literal["pretrain", "tune", "finetune", "member", "ensemble", "shift"]
 """``member``: a fine-tuning that only ensembles need."""

@@ -37,8 +37,9 @@ from scanprior.evaluation.compare import Difference
 from scanprior.evaluation.labels import Task
 from scanprior.evaluation.scoring import Key
 from scanprior.run import Run
+from scanprior.studies.parts import Labels
 from scanprior.studies.plan import Step
-from scanprior.studies.recipe import Labels, Recipe
+from scanprior.studies.recipe import Recipe
 
 Row = dict[str, Any]
 CURVE_RESAMPLES = 500
