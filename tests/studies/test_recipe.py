@@ -207,7 +207,7 @@ def test_recipes_that_are_not_there(tmp_path: Path) -> None:
         read_recipe("sscxr")
     with pytest.raises(ConfigError, match="no such configuration file"):
         read_recipe(tmp_path / "mine.yaml")
-    with pytest.raises(ConfigError, match="has no quick form; these have: ss-cxr"):
+    with pytest.raises(ConfigError, match="has no quick form; these have: entropy-mae, ss-cxr"):
         read_recipe(tmp_path / "mine.yaml", quick=True)
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(changed("tasks/one/data", "aa")))
     with pytest.raises(ConfigError, match=r"mine.yaml: tasks.one.data: there is no data set 'aa'"):
