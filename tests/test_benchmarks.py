@@ -83,7 +83,6 @@ def test_equal_work_is_checked() -> None:
         "surfaces",
         "mae_step",
         "guidance",
-        "masked_convnext",
         "finetuning",
         "segmentation",
         "studies",
@@ -110,6 +109,23 @@ def test_pretraining_benchmark_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (row,) = pretraining.run(Settings(tmp_path, quick=True, threads=1))
     assert row.ours is not None and row.reference is not None
     assert len(row.ours.repeats) == len(row.reference.repeats) == 1
+
+
+def test_masked_convnext_benchmark_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its child processes here: the same script, whose peak is made up."""
+    from benchmarks import masked_convnext
+
+    peaks = iter([100.0, 200.0])
+
+    def in_process(command: list[str], **_: str) -> Cost:
+        monkeypatch.setattr(sys, "argv", ["-c", *command[3:]])
+        exec(command[2], {})
+        return Cost(0.0, next(peaks))
+
+    monkeypatch.setattr(masked_convnext, "cost", in_process)
+    speed, memory = masked_convnext.run(Settings(tmp_path, quick=True, threads=1))
+    assert speed.value is not None and speed.details["largest_difference"] < 1e-5
+    assert memory.value == pytest.approx(0.5) and memory.met
 
 
 def test_memory_benchmark_runs_its_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
