@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from scanprior.errors import ConfigError
-from scanprior.evaluation.replicates import Replicates, mean_difference, mean_of_folds
+from scanprior.evaluation.replicates import Replicates, averaged, mean_difference
 from scanprior.studies import study
 from scanprior.studies.recipe import read_recipe
 from studies.test_study import SMALL, trained, written
@@ -152,7 +152,7 @@ def test_intervals_over_folds_cover() -> None:
                 )
                 scores += random.normal(0, 0.5, size)  # what a kind of training does to each patient
                 side.append(Replicates(scores.mean(1), scores @ weights.T, size))
-        one, two = (mean_of_folds(side, apart=True) for side in parts)
+        one, two = (averaged(side, apart=True) for side in parts)
         found = mean_difference(one, two, "patient", 0.95)
         assert found.low is not None and found.high is not None
         held += found.low <= 0 <= found.high

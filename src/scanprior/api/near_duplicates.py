@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +21,7 @@ from scanprior.data.split import NEAR_DUPLICATES, joined_groups
 from scanprior.data.store import Store
 from scanprior.engine import Reporter
 from scanprior.errors import DataError
+from scanprior.files import write_text
 
 _KEPT = "near_duplicates.json"
 _LIMITS = {"distance": NEAR_DISTANCE, "correlation": NEAR_CORRELATION}
@@ -84,8 +84,6 @@ def _clusters(store: Store, workers: int, reporter: Reporter) -> NDArray[np.int6
             "them back, or choose another data.split.group"
         )
     facts = {"fingerprint": store.fingerprint, "limits": _LIMITS, "clusters": audit.clusters.tolist()}
-    partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
     with contextlib.suppress(OSError):  # a store of someone else: measured again next time
-        partial.write_text(json.dumps(facts), encoding="utf-8")
-        partial.replace(place)
+        write_text(place, json.dumps(facts))
     return audit.clusters

@@ -26,11 +26,11 @@ from scanprior.evaluation.ranking import Ranking, auroc, average_precision
 from scanprior.evaluation.replicates import (
     Match,
     Replicates,
+    averaged,
     labels_to_match,
     mean_change,
     mean_difference,
     mean_interval,
-    mean_of_folds,
     replicates,
 )
 from scanprior.evaluation.segmentation import METRICS as MASK_METRICS
@@ -57,6 +57,7 @@ __all__ = [
     "Setting",
     "auroc",
     "average_precision",
+    "averaged",
     "best_member",
     "choose_thresholds",
     "cohen_kappa",
@@ -80,7 +81,6 @@ __all__ = [
     "mean_change",
     "mean_difference",
     "mean_interval",
-    "mean_of_folds",
     "member_column",
     "member_probabilities",
     "percentile_interval",

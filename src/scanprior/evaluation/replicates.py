@@ -98,31 +98,31 @@ class Replicates:
         return np.asarray(means + (redrawn - means) * np.sqrt(trainings / (trainings - 1)))
 
 
-def mean_of_folds(folds: Sequence[Replicates], *, apart: bool) -> Replicates:
-    """Return the mean of one metric over the folds of a cross-validation, training by training.
+def averaged(parts: Sequence[Replicates], *, apart: bool) -> Replicates:
+    """Return the mean of one metric over folds, or over members of an ensemble, training by training.
 
     Args:
-        folds: of each fold the same trainings (by seed) and as many resamples.
-        apart: whether the folds have other patients, resampled independently of each other; else the same ones,
-            resampled alike.
+        parts: of each fold or member the same trainings (by seed) and as many resamples.
+        apart: whether they have other patients, resampled independently of each other, as folds have; else the same
+            ones, resampled alike.
     """
-    values = np.mean([fold.values for fold in folds], axis=0)
-    reason = next((fold.reason for fold in folds if fold.reason is not None), None)
+    values = np.mean([part.values for part in parts], axis=0)
+    reason = next((part.reason for part in parts if part.reason is not None), None)
     if not apart:
-        spread = np.mean([fold.spread for fold in folds], axis=0)
-        return Replicates(values, spread, min(fold.patients for fold in folds), reason)
-    patients = sum(fold.patients for fold in folds)
-    # A fold's bootstrap falls short by its own number of patients, which the whole number would not make good.
+        spread = np.mean([part.spread for part in parts], axis=0)
+        return Replicates(values, spread, min(part.patients for part in parts), reason)
+    patients = sum(part.patients for part in parts)
+    # A part's bootstrap falls short by its own number of patients, which the whole number would not make good.
     widths = [
-        np.sqrt(fold.patients / max(fold.patients - 1, 1) * (patients - 1) / patients)
-        if fold.patients
+        np.sqrt(part.patients / max(part.patients - 1, 1) * (patients - 1) / patients)
+        if part.patients
         else 1.0
-        for fold in folds
+        for part in parts
     ]
     spread = np.mean(
         [
-            fold.values[:, None] + width * (fold.spread - fold.values[:, None])
-            for fold, width in zip(folds, widths, strict=True)
+            part.values[:, None] + width * (part.spread - part.values[:, None])
+            for part, width in zip(parts, widths, strict=True)
         ],
         axis=0,
     )

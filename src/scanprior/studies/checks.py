@@ -19,12 +19,6 @@ from scanprior.studies.plan import steps_of
 from scanprior.studies.recipe import Recipe
 
 
-def segments(recipe: Recipe, task: str) -> bool:
-    """Return whether a task is a segmentation."""
-    settings = merge(recipe.settings, recipe.tasks[task].settings)
-    return bool(settings.get("task", {}).get("name") == "segment")
-
-
 def check_settings(recipe: Recipe) -> None:
     """Build the configuration of every data set and training, so that a typing error ends no study half-way.
 
@@ -89,7 +83,7 @@ def check_columns(recipe: Recipe, manifests: Mapping[str, Manifest]) -> None:
             _check_groups(f"tasks.{name}.subgroups", data, manifests[data], task.subgroups)
         for where, spec in task.elsewhere.items():
             place, other = f"tasks.{name}.elsewhere.{where}", manifests[spec.data]
-            if segments(recipe, name) or own.task != "multiclass":
+            if recipe.segments(name) or own.task != "multiclass":
                 if spec.map:
                     raise DataError(
                         f"{place}.map: it renames the values of one label column, and {name} learns none"
@@ -142,7 +136,7 @@ def check_budgets(recipe: Recipe, data: str, images: Images) -> None:
         if task.data != data:
             continue
         frame, columns = images.frame[images.frame["split"] == "train"], images.store.label_columns
-        if segments(recipe, name):
+        if recipe.segments(name):
             assert images.masks is not None
             frame = frame[images.masks.has[frame["row"]]]
             if not columns:

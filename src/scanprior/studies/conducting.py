@@ -24,7 +24,7 @@ from scanprior.errors import ConfigError, DataError, RunError
 from scanprior.files import replacing, write_text, writing
 from scanprior.reporting.study_markdown import study_markdown
 from scanprior.reporting.study_page import gather, write_study_report
-from scanprior.studies.checks import check_budgets, check_columns, check_settings, check_starts, segments
+from scanprior.studies.checks import check_budgets, check_columns, check_settings, check_starts
 from scanprior.studies.execution import Execution
 from scanprior.studies.parts import DataSpec
 from scanprior.studies.plan import Step, pretraining_data, steps_of, training_data
@@ -202,7 +202,7 @@ def _prepared(
 
 def _masked(recipe: Recipe) -> set[str]:
     """Return the names of the data sets whose masks are used."""
-    tasks = [task for name, task in recipe.tasks.items() if segments(recipe, name)]
+    tasks = [task for name, task in recipe.tasks.items() if recipe.segments(name)]
     return {
         name for task in tasks for name in (task.data, *(where.data for where in task.elsewhere.values()))
     }

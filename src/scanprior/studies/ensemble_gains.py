@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from scanprior.evaluation import Replicates, groups_of, mean_difference, mean_of_folds, member_column
+from scanprior.evaluation import Replicates, averaged, groups_of, mean_difference, member_column
 from scanprior.evaluation.scoring import Key
 from scanprior.run import Run
 from scanprior.studies.task_results import Cell, Row, TaskResults, interval_of, or_none
@@ -35,10 +35,10 @@ def gains(task: TaskResults) -> Iterator[Row]:
             for key, found in cell.found[evaluation].items():
                 place = task.place(labels, name, evaluation, key)
                 best = [each for one in members if (each := one.best(key)) is not None]
-                chosen = mean_of_folds(best, apart=apart) if len(best) == len(members) else None
+                chosen = averaged(best, apart=apart) if len(best) == len(members) else None
                 yield _row(task, place, BEST, found, chosen)
                 yield _row(
-                    task, place, MEAN, found, mean_of_folds([one.mean(key) for one in members], apart=apart)
+                    task, place, MEAN, found, averaged([one.mean(key) for one in members], apart=apart)
                 )
                 for other in ensembles[: ensembles.index(name)]:
                     theirs = task.cells.get((labels, other))
@@ -67,12 +67,7 @@ class _Members:
 
     def mean(self, key: Key) -> Replicates:
         """Return the mean of the members' metrics."""
-        found = [each[key] for each in self._each]
-        return Replicates(
-            np.mean([one.values for one in found], axis=0),
-            np.mean([one.spread for one in found], axis=0),
-            min(one.patients for one in found),
-        )
+        return averaged([each[key] for each in self._each], apart=False)
 
     def best(self, key: Key) -> Replicates | None:
         """Return the metric of the member that validation found best; None where it did not say."""

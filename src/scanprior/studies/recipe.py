@@ -130,8 +130,7 @@ class Recipe(Config):
 
     def _known_metrics(self) -> None:
         for name, task in self.tasks.items():
-            segments = merge(self.settings, task.settings).get("task", {}).get("name") == "segment"
-            known = MASK_METRICS if segments else METRICS
+            known = MASK_METRICS if self.segments(name) else METRICS
             for metric in task.metrics:
                 if metric not in known:
                     near = get_close_matches(metric, known, n=1)
@@ -142,10 +141,7 @@ class Recipe(Config):
         again = False
         for task, spec in self.tasks.items():
             place, known = f"tasks.{task}.ensembles", self.inits_of(task)
-            if (
-                spec.ensembles
-                and merge(self.settings, spec.settings).get("task", {}).get("name") == "segment"
-            ):
+            if spec.ensembles and self.segments(task):
                 raise ValueError(f"{place}: the task is a segmentation; only classifiers can be combined")
             for name, ensemble in spec.ensembles.items():
                 if name in self.inits:
@@ -169,7 +165,7 @@ class Recipe(Config):
         if self.shift:
             raise ValueError("folds: shift compares whole data sets once; give it a recipe of its own")
         for name, task in self.tasks.items():
-            if merge(self.settings, task.settings).get("task", {}).get("name") == "segment":
+            if self.segments(name):
                 raise ValueError(
                     f"folds: tasks.{name} is a segmentation, which cannot be averaged over folds"
                 )
@@ -203,6 +199,11 @@ class Recipe(Config):
                     )
                 chain.append(name)
                 name = self.pretraining[name].start
+
+    def segments(self, task: str) -> bool:
+        """Return whether a task is a segmentation."""
+        settings = merge(self.settings, self.tasks[task].settings)
+        return bool(settings.get("task", {}).get("name") == "segment")
 
     def inits_of(self, task: str) -> list[str]:
         """Return the names of the inits of a task, in the order of the recipe."""

@@ -15,6 +15,7 @@ from scanprior.studies.execution import Execution
 from scanprior.studies.plan import Step, pretraining_data, steps_of
 from scanprior.studies.recipe import Recipe
 from scanprior.studies.task_results import TaskResults
+from scanprior.studies.task_rows import drift_rows, gap_rows, subgroup_rows, synthetic_rows
 
 Row = dict[str, Any]
 
@@ -87,11 +88,11 @@ def summarise(recipe: Recipe, parts: Sequence[Part]) -> dict[str, Any]:
         ],
         "tuned": [row for part, steps in done for row in _tuned(part, steps)],
         "efficiency": [row for task in tasks for row in task.efficiency()],
-        "drift": [row for task in tasks for row in task.drift()],
+        "drift": [row for task in tasks for row in drift_rows(task)],
         "ensembles": [row for task in tasks for row in gains(task)],
-        "synthetic": [row for task in tasks for row in task.synthetic()],
-        "subgroups": [row for task in tasks for row in task.subgroups()],
-        "gaps": [row for task in tasks for row in task.gaps()],
+        "synthetic": [row for task in tasks for row in synthetic_rows(task)],
+        "subgroups": [row for task in tasks for row in subgroup_rows(task)],
+        "gaps": [row for task in tasks for row in gap_rows(task)],
         "shift": [
             _shifted(part.folder, step) for part, steps in done for step in steps if step.kind == "shift"
         ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,17 +21,14 @@ from scanprior.evaluation import (
     MaskScorer,
     Replicates,
     Scorer,
+    averaged,
     count_patients,
     defined_in_all,
     groups_of,
     labels_to_match,
-    largest_gap,
-    mean_change,
     mean_difference,
     mean_interval,
-    mean_of_folds,
     replicates,
-    subgroups,
 )
 from scanprior.evaluation.compare import Difference
 from scanprior.evaluation.labels import Task
@@ -42,8 +39,6 @@ from scanprior.studies.plan import Step
 from scanprior.studies.recipe import Recipe
 
 Row = dict[str, Any]
-CURVE_RESAMPLES = 500
-"""Most resamples for each of the forty points of a drift curve."""
 
 
 @dataclass
@@ -123,7 +118,7 @@ class TaskResults:
             cell = made.cells[place] = Cell({seed: first.steps[seed] for seed in seeds}, used)
             for evaluation in made.units:
                 cell.found[evaluation] = {
-                    key: mean_of_folds(
+                    key: averaged(
                         [
                             each.found[evaluation][key].of([sorted(each.steps).index(seed) for seed in seeds])
                             for each in cells
@@ -188,9 +183,9 @@ class TaskResults:
         ]
         seed = self.resampling if evaluation == self.own else 0  # folds have other patients there
         every = replicates(scorers, groups, resamples, seed)
-        return {key: value for key, value in every.items() if key in self._keys(list(every))}
+        return {key: value for key, value in every.items() if key in self.chosen_keys(list(every))}
 
-    def _keys(self, known: Sequence[Key]) -> list[Key]:
+    def chosen_keys(self, known: Sequence[Key]) -> list[Key]:
         """Return the recipe's metrics: of all classes together where there is such a value, else of each."""
         chosen = []
         for metric in self.spec.metrics:
@@ -307,123 +302,6 @@ class TaskResults:
             for name, value in (("labels", found.labels), ("low", found.low), ("high", found.high))
         }
 
-    def drift(self) -> Iterator[Row]:
-        """Yield what every cell loses from its own test images to every other data set."""
-        for (labels, init), cell in self.cells.items():
-            for where in self.spec.elsewhere:
-                for key, there in cell.found[where].items():
-                    here = cell.found[self.own].get(key)
-                    if here is None:
-                        continue
-                    if key[0] in UNBOUNDED:
-                        found = Difference(
-                            reason="distances leave out images without a prediction; compare Dice"
-                        )
-                    else:
-                        found = mean_change(here, there, self.units[where], self.recipe.level)
-                    yield {
-                        **self.place(labels, init, where, key),
-                        "value_here": or_none(here.mean),
-                        "value_there": or_none(there.mean),
-                        "difference": or_none(here.mean - there.mean),
-                        **interval_of(found),
-                    }
-
-    def synthetic(self) -> Iterator[Row]:
-        """Yield the curves of the synthetic drifts, of the cells that have them."""
-        resamples = min(self.recipe.resamples, CURVE_RESAMPLES)
-        for (labels, init), cell in self.cells.items():
-            files = [self.folder / step.name / "drifts.parquet" for step in cell.order() if step.drifts]
-            if not files:
-                continue
-            cuts = cell.cuts[self.own]
-            tables = [pd.read_parquet(file) for file in files]
-            readable = [set(table.loc[table["error"].notna(), "image"]) for table in tables]
-            unread = set().union(*readable)
-            plain: dict[Key, Replicates] | None = None
-            for kind, severity in dict.fromkeys(zip(tables[0]["kind"], tables[0]["severity"], strict=True)):
-                parts = []
-                for table in tables:
-                    here = (table["kind"] == kind) & (table["severity"] == severity)
-                    part = table[here & ~table["image"].isin(unread)]
-                    parts.append(part.sort_values("image").reset_index(drop=True))
-                groups, unit = groups_of(parts[0])
-                if not severity:
-                    first = parts
-                found = self.replicates(parts, cuts, groups, resamples, self.own)
-                plain = found if plain is None else plain
-                if self.segments and severity:
-                    both = defined_in_all(
-                        [*parts, *first], self.classes, ["drifted"] * len(parts) + ["plain"] * len(parts)
-                    )
-                    pair = [
-                        self.replicates(p, cuts, groups, resamples, self.own)
-                        for p in (both[: len(parts)], both[len(parts) :])
-                    ]
-                else:
-                    pair = [found, plain]
-                for key, each in found.items():
-                    interval = mean_interval(key[0], each, unit, self.recipe.level)
-                    row = {
-                        **self.place(labels, init, self.own, key),
-                        "kind": kind,
-                        "severity": int(severity),
-                        "value": or_none(each.mean),
-                        "low": interval.low,
-                        "high": interval.high,
-                        "reason": interval.reason,
-                    }
-                    if severity:
-                        ours, theirs = (side[key] for side in pair)
-                        difference = mean_difference(ours, theirs, unit, self.recipe.level)
-                        row |= {"difference": or_none(ours.mean - theirs.mean), **interval_of(difference)}
-                    yield row
-
-    def subgroups(self) -> Iterator[Row]:
-        """Yield the metrics of every subgroup, of every init at its largest budget."""
-        kept = ("group", "value", "low", "high", "n", "patients", "reason")
-        for place, row in self._of_groups(subgroups):
-            yield {**place, **{name: _plain(row.get(name)) for name in kept}}
-
-    def gaps(self) -> Iterator[Row]:
-        """Yield the largest difference between two subgroups."""
-        for place, row in self._of_groups(largest_gap):
-            yield {**place, **{name: _plain(value) for name, value in row.items() if name not in place}}
-
-    def _of_groups(self, measure: Callable[..., pd.DataFrame]) -> Iterator[tuple[Row, Row]]:
-        """Yield what a measure of subgroups says of every init at its largest budget, and whose row it is."""
-        for evaluation, column, bands, (labels, init), tables in self._grouped():
-            rows = measure(
-                tables, column, classes=self.classes, task="segmentation" if self.segments else self.task,
-                bands=bands, thresholds=self.cells[labels, init].cuts[evaluation], positive_class=self.positive,
-                resamples=self.recipe.resamples, level=self.recipe.level,
-            )  # fmt: skip
-            for row in self._chosen(rows):
-                place = self.place(labels, init, evaluation, (row["metric"], row["class"]))
-                yield {**place, "column": column}, row
-
-    def _chosen(self, rows: pd.DataFrame) -> Iterator[Row]:
-        known = [(str(m), str(c)) for m, c in zip(rows["metric"], rows["class"], strict=True)]
-        wanted, seen = self._keys(list(dict.fromkeys(known))), set()
-        for row, key in zip(rows.to_dict("records"), known, strict=True):
-            place = (key, row.get("group"))
-            if key in wanted and place not in seen:  # of two rows for AUROC the bootstrap's, which is first
-                seen.add(place)
-                yield {str(name): value for name, value in row.items()}
-
-    def _grouped(
-        self,
-    ) -> Iterator[tuple[str, str, list[float] | None, tuple[Labels, str], list[pd.DataFrame]]]:
-        if not self.cells:
-            return
-        most = max((labels for labels, _ in self.cells), key=lambda n: math.inf if n == "all" else n)
-        for evaluation in self.units:
-            for column, bands in self.spec.subgroups.items():
-                for (labels, init), cell in self.cells.items():
-                    tables = cell.tables[evaluation]
-                    if labels == most and column in tables[0] and tables[0][column].nunique() > 1:
-                        yield evaluation, column, bands, (labels, init), tables
-
 
 def interval_of(found: Difference) -> Row:
     """Return the part of a row that says how sure a difference is."""
@@ -449,10 +327,3 @@ def _bounded(value: float, budgets: Sequence[int]) -> Row | None:
 def or_none(value: float) -> float | None:
     """Return a number as a JSON value."""
     return None if math.isnan(value) else float(value)
-
-
-def _plain(value: Any) -> Any:
-    """Return a cell as a JSON value."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and math.isnan(value) else value
