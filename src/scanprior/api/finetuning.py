@@ -12,7 +12,7 @@ from torch import nn
 from scanprior import keyed
 from scanprior.api.classification import Classification
 from scanprior.api.lineage import inherited_settings, parent_card, seen_in_pretraining
-from scanprior.api.models import resolve_precision
+from scanprior.api.models import resolve_precision, starting_encoder
 from scanprior.api.segmentation import Segmentation
 from scanprior.api.session import Session
 from scanprior.api.settings import FinetuneConfig, finetune_config, user_layers
@@ -20,7 +20,7 @@ from scanprior.api.sources import KEPT_COLUMNS, Images
 from scanprior.api.work import Work
 from scanprior.config import merge
 from scanprior.data.transforms import Preprocessing
-from scanprior.encoders import create_encoder, load_weights, seed_drop_path
+from scanprior.encoders import seed_drop_path
 from scanprior.engine import Reporter, Training
 from scanprior.engine.checkpoint import replace_weights
 from scanprior.errors import ConfigError
@@ -72,7 +72,7 @@ def finetune(
     if (note := work.unused_note()) is not None:
         session.reporter.note(note)
     preprocessing = _preprocessing(settled, images, base)
-    model = _network(work, settled, preprocessing, base, session.reporter)
+    model = _network(work, settled, preprocessing, session.reporter)
     training = None if probe else _training(model, work, session, preprocessing)
     session.create()
     if training is not None:
@@ -141,16 +141,11 @@ def _preprocessing(config: FinetuneConfig, images: Images, base: Run | None) -> 
 
 
 def _network(
-    work: Work, config: FinetuneConfig, preprocessing: Preprocessing, base: Run | None, reporter: Reporter
+    work: Work, config: FinetuneConfig, preprocessing: Preprocessing, reporter: Reporter
 ) -> nn.Module:
     with keyed.seeded(keyed.key(config.engine.seed, "initial weights")):
-        encoder = create_encoder(config.encoder, size=preprocessing.size, channels=preprocessing.channels)
-        if encoder.loaded is not None:
-            reporter.note(f"encoder.weights: {encoder.loaded}")
-        if base is not None:
-            load_weights(encoder, base.weights)
+        encoder = starting_encoder(config, preprocessing, reporter)
         seed_drop_path(encoder, config.engine.seed)
-        encoder.restrict(config.adapt.train)
         return work.network(encoder)
 
 

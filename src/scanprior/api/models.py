@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from scanprior.api.predictor import Member, Predictor
+from scanprior.api.settings import FinetuneConfig, PretrainConfig
 from scanprior.data.transforms import Preprocessing
 from scanprior.encoders import Encoder, EncoderConfig, create_encoder
 from scanprior.encoders import load_weights as load_encoder_weights
-from scanprior.engine import EngineConfig
+from scanprior.engine import EngineConfig, Reporter
 from scanprior.engine.checkpoint import load_weights, replace_weights
 from scanprior.engine.settings import Precision
 from scanprior.errors import RunError
@@ -43,6 +44,23 @@ def cpu_computes_bf16() -> bool:
     """Return whether the processor multiplies bf16 natively (as far as Linux tells)."""
     path = Path("/proc/cpuinfo")
     return path.exists() and ("avx512_bf16" in (text := path.read_text()) or "amx_bf16" in text)
+
+
+def starting_encoder(
+    config: PretrainConfig | FinetuneConfig, preprocessing: Preprocessing, reporter: Reporter
+) -> Encoder:
+    """Build the encoder that a training begins with: of a file or its parent, what is not trained held fast.
+
+    Raises:
+        ScanpriorError: weights that cannot be had, or a network without what ``adapt.train`` names.
+    """
+    encoder = create_encoder(config.encoder, size=preprocessing.size, channels=preprocessing.channels)
+    if encoder.loaded is not None:
+        reporter.note(f"encoder.weights: {encoder.loaded}")
+    if config.parent is not None:
+        load_encoder_weights(encoder, Run.open(config.parent).weights)
+    encoder.restrict(config.adapt.train)
+    return encoder
 
 
 def save_encoder(encoder: nn.Module, path: Path) -> None:

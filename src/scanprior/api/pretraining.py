@@ -13,7 +13,7 @@ from torch import nn
 
 from scanprior import keyed, objectives
 from scanprior.api.lineage import inherited_settings, parent_card
-from scanprior.api.models import resolve_precision, save_encoder
+from scanprior.api.models import resolve_precision, save_encoder, starting_encoder
 from scanprior.api.probing import TrainingProbe
 from scanprior.api.session import Session
 from scanprior.api.settings import PretrainConfig, pretrain_config, user_layers
@@ -21,7 +21,6 @@ from scanprior.api.sources import KEPT_COLUMNS, Images
 from scanprior.config import Tree, merge
 from scanprior.data.loader import TrainingSource
 from scanprior.data.transforms import Preprocessing
-from scanprior.encoders import create_encoder, load_weights
 from scanprior.engine import Reporter, Training
 from scanprior.errors import DataError
 from scanprior.files import replacing
@@ -151,12 +150,7 @@ def _objective_name(layers: list[Tree]) -> tuple[str, list[Tree]]:
 
 def _module(config: PretrainConfig, preprocessing: Preprocessing, reporter: Reporter) -> objectives.Objective:
     with keyed.seeded(keyed.key(config.engine.seed, "initial weights")):
-        encoder = create_encoder(config.encoder, size=preprocessing.size, channels=preprocessing.channels)
-        if encoder.loaded is not None:
-            reporter.note(f"encoder.weights: {encoder.loaded}")
-        if config.parent is not None:
-            load_weights(encoder, Run.open(config.parent).weights)
-        encoder.restrict(config.adapt.train)
+        encoder = starting_encoder(config, preprocessing, reporter)
         method = objectives.get(config.objective.name)  # type: ignore[attr-defined]
         settings = method.Config.model_validate(config.objective.model_dump(exclude={"name"}))
         return method(encoder, settings, seed=config.engine.seed)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from scanprior.errors import ConfigError
+
+if TYPE_CHECKING:
+    from scanprior.encoders.weights import LoadReport
 
 Trained = Literal["all", "norm", "none"]
 """Which weights of an encoder a training changes."""
@@ -68,7 +71,7 @@ class Encoder(nn.Module):
         num_prefix_tokens: class and register tokens before the patch tokens (0 in the conv family).
         depth: number of blocks of a ViT, number of stages else.
         fixed: whether nothing of it is trained.
-        loaded: what became of the weights file it was made with, a sentence as ``str``; None without one.
+        loaded: what became of the weights file it was made with; None without one.
     """
 
     name: str
@@ -81,7 +84,7 @@ class Encoder(nn.Module):
     num_prefix_tokens: int
     depth: int
     fixed = False
-    loaded: object | None = None
+    loaded: LoadReport | None = None
 
     def restrict(self, trained: Trained) -> None:
         """Let a training change all weights, those of normalisation layers alone, or none.
