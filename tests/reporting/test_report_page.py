@@ -362,3 +362,12 @@ def test_errors_name_the_folder_and_what_to_do(tmp_path: Path) -> None:
 def test_wrong_number_of_thumbnails_is_refused(made: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="1 arrays for 10 images"):
         write_report(made["binary"], out=tmp_path / "r.html", thumbnails=lambda _: [None])
+
+
+def test_intervals_are_called_by_their_level(tmp_path: Path) -> None:
+    folder = runs.four_class_run(tmp_path / "run")
+    assert "95 %" in Page(write_report(folder).read_text(encoding="utf-8")).text
+    for file in (folder / "evaluations").glob("*.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "level": 0.9}))
+    said = Page(write_report(folder).read_text(encoding="utf-8")).text
+    assert "90 % interval" in said and "95 %" not in said

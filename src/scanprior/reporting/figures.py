@@ -12,7 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from scanprior.reporting.formatting import count, finite, interval, number, scalar
+from scanprior.reporting.formatting import count, finite, interval, level_of, number, scalar
 from scanprior.reporting.plots import CurveKind, Series, context_lines, curve_chart, line_chart, swatch
 from scanprior.reporting.tables import Evaluation, headline, metric_entries, metric_name
 
@@ -32,9 +32,9 @@ _CAPTIONS: dict[CurveKind, str] = {
     "Larger dots are bins with more images.",
 }
 _BANDS: dict[CurveKind, str] = {
-    "roc": "Shaded: 95 % band. ",
-    "pr": "Shaded: 95 % band. ",
-    "reliability": "Whiskers: 95 % interval of each bin. ",
+    "roc": "Shaded: {level} band. ",
+    "pr": "Shaded: {level} band. ",
+    "reliability": "Whiskers: {level} interval of each bin. ",
 }
 
 # What training logs are called in the report, in the order they are shown, and whether the axis starts at 0.
@@ -139,8 +139,9 @@ def _curve_figure(evaluation: Evaluation, kind: CurveKind, series: list[Series],
     on = f"on {evaluation.get('name') or 'the evaluation set'}"
     title = f"{_TITLES[kind]} {on}"
     banded = any(v is not None for s in series for v in s.low)
-    caption = (_BANDS[kind] if banded else "No band was computed. ") + _CAPTIONS[kind]
-    header, rows = _curve_table(kind, series)
+    level = level_of(evaluation)
+    caption = (_BANDS[kind].format(level=level) if banded else "No band was computed. ") + _CAPTIONS[kind]
+    header, rows = _curve_table(kind, series, level)
     if len(series) <= SHARED_CHART:
         desc = "; ".join(f"{name}: {said[name] or 'no summary value'}" for name in scores)
         if len(series) == 1 and kind == "reliability":
@@ -169,10 +170,10 @@ def _curve_figure(evaluation: Evaluation, kind: CurveKind, series: list[Series],
     return Figure(_TITLES[kind], caption, [], panels, [], header, rows)
 
 
-def _curve_table(kind: CurveKind, series: list[Series]) -> tuple[list[str], list[list[str]]]:
+def _curve_table(kind: CurveKind, series: list[Series], level: str) -> tuple[list[str], list[list[str]]]:
     """Return the chart's numbers: values at round places of x, or the bins of a reliability chart."""
     if kind == "reliability":
-        header = ["Class", "Predicted", "Observed", "95 % interval", "Images"]
+        header = ["Class", "Predicted", "Observed", f"{level} interval", "Images"]
         rows = []
         for s in series:
             for i, (x, y) in enumerate(zip(s.x, s.y, strict=False)):

@@ -38,6 +38,12 @@ def interval(low: object, high: object, digits: int = 3) -> str:
     return f"[{number(low, digits)}–{number(high, digits)}]"
 
 
+def level_of(evaluation: Mapping[str, object]) -> str:
+    """Write the level of an evaluation's intervals: ``95 %``."""
+    exact = finite(evaluation.get("level"))
+    return f"{100 * (0.95 if exact is None else exact):g} %"
+
+
 def count(value: object) -> str:
     """Write a whole number with thousands separators; ``n/a`` if it is none."""
     exact = finite(value)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scanprior.evaluation.ensembles import CALIBRATION
-from scanprior.reporting.formatting import count, finite, interval, number
+from scanprior.reporting.formatting import count, finite, interval, level_of, number
 from scanprior.reporting.runfiles import part
-from scanprior.reporting.study_tables import Table
+from scanprior.reporting.study_tables import Table, signed
 from scanprior.reporting.tables import Evaluation, combination_name, headline, metric_name
 
 Row = Mapping[str, Any]
@@ -112,7 +112,11 @@ def _scores(evaluation: Evaluation, found: Mapping[str, Any]) -> Table:
         for member in found["members"]
     ]
     rows.append(["ensemble", *(_cell(_found(evaluation["metrics"], key)) for key in keys)])
-    return Table("Members and ensemble on the same images, with 95 % intervals.", ["", *_titles(keys)], rows)
+    return Table(
+        f"Members and ensemble on the same images, with {level_of(evaluation)} intervals.",
+        ["", *_titles(keys)],
+        rows,
+    )
 
 
 def _named(name: str, found: Mapping[str, Any]) -> str:
@@ -130,7 +134,9 @@ def _differences(evaluation: Evaluation, found: Mapping[str, Any]) -> list[Table
     for difference in found["differences"]:
         against = str(difference["against"])
         name = f" ({difference['member']})" if difference.get("member") else ""
-        caption = f"Ensemble minus the {against}{name}, paired by patient, with 95 % intervals."
+        caption = (
+            f"Ensemble minus the {against}{name}, paired by patient, with {level_of(evaluation)} intervals."
+        )
         if difference.get("reason"):
             made.append(Table(f"Ensemble minus the {against}: n/a, {difference['reason']}.", [], []))
             continue
@@ -139,14 +145,9 @@ def _differences(evaluation: Evaluation, found: Mapping[str, Any]) -> list[Table
             row = _found(difference["rows"], key)
             span = interval(row.get("low"), row.get("high")) or str(row.get("reason") or "")
             p = finite(row.get("p"))
-            rows.append([title, _signed(row.get("difference")), span, "n/a" if p is None else f"{p:.3g}"])
-        made.append(Table(caption, ["Metric", "Difference", "95 % interval", "p"], rows))
+            rows.append([title, signed(row.get("difference")), span, "n/a" if p is None else f"{p:.3g}"])
+        made.append(Table(caption, ["Metric", "Difference", f"{level_of(evaluation)} interval", "p"], rows))
     return made
-
-
-def _signed(value: object) -> str:
-    exact = finite(value)
-    return "n/a" if exact is None else f"{exact:+.3f}".replace("-", "−")
 
 
 def _calibration(found: Mapping[str, Any]) -> Table:

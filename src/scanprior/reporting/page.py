@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from scanprior import __version__
 from scanprior.errors import RunError
 from scanprior.reporting import figures, members, statements, tables
-from scanprior.reporting.formatting import count, finite, plural
+from scanprior.reporting.formatting import count, finite, level_of, plural
 from scanprior.reporting.runfiles import RunFiles, part, read_run
 from scanprior.reporting.statements import Facts
 from scanprior.reporting.study_tables import Table
@@ -115,6 +115,7 @@ class EvaluationView:
     wrong_note: str
     cases: list[tuple[str, str]]  # of masks: what is shown, data URI
     members: list[Table]  # of an ensemble
+    level: str  # of the intervals
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ class Page:
     forest: list[tuple[str, str, str]]  # set, bar style, text
     forest_ticks: list[tuple[str, str]]
     forest_chance: str
+    forest_levels: str
     evaluations: list[EvaluationView]
     training_facts: Facts
     training: list[figures.Figure]
@@ -195,6 +197,7 @@ def gather(run: RunFiles, thumbnails: Thumbnails | None) -> Page:
             (f"{(t / 10 - floor) / (1 - floor):.4f}", f"{t / 10:g}") for t in range(round(floor * 10), 11)
         ],
         forest_chance=f"{(0.5 - floor) / (1 - floor):.4f}",
+        forest_levels=" or ".join(dict.fromkeys(view.level for view in views)),
         evaluations=views,
         training_facts=statements.training_facts(training),
         training=figures.training_figures(run.log, training.get("selected_step")),
@@ -295,6 +298,7 @@ def _evaluation(
         wrong_note=note,
         cases=_cases(run, str(evaluation["name"])) if evaluation.get("task") == "segmentation" else [],
         members=members.member_tables(evaluation),
+        level=level_of(evaluation),
     )
 
 
