@@ -89,6 +89,15 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def _interval(result: dict[str, Any]) -> str:
+    """Return what the column of intervals is called."""
+    from scanprior.reporting.formatting import (
+        level_of,
+    )  # draws in the whole report, which not all commands need
+
+    return f"{level_of(result)} interval"
+
+
 def evaluation_table(result: dict[str, Any]) -> Table:
     """Return the metrics of an evaluation as a table."""
     who = f"{result['patients']:,} patients" if result.get("patients") else "patients unknown"
@@ -99,7 +108,7 @@ def evaluation_table(result: dict[str, Any]) -> Table:
         ("metric", "left"),
         ("class", "left"),
         ("value", "right"),
-        ("95 % interval", "right"),
+        (_interval(result), "right"),
         ("n", "right"),
     ):
         table.add_column(column, justify=side)  # type: ignore[arg-type]
@@ -119,7 +128,7 @@ def comparison_table(result: dict[str, Any]) -> Table:
     gone = f", {result['left_out']:,} unreadable ones left out" if result["left_out"] else ""
     title = f"{result['names'][0]} minus {result['names'][1]}: {result['n']:,} images{gone}"
     table = Table(title=title, title_justify="left")
-    for column in ("metric", "class", "first", "second", "difference", "95 % interval", "p"):
+    for column in ("metric", "class", "first", "second", "difference", _interval(result), "p"):
         table.add_column(column, justify="left" if column in ("metric", "class") else "right")
     for row in result["differences"]:
         if row["difference"] is None:
@@ -151,7 +160,7 @@ def ensemble_table(result: dict[str, Any]) -> Table:
 
     title = f"{key[0]} of {key[1]}, {result['name']}: {result['n']:,} images"
     table = Table(title=title, title_justify="left")
-    for column in ("what", "value", "95 % interval", "p"):
+    for column in ("what", "value", _interval(result), "p"):
         table.add_column(column, justify="left" if column == "what" else "right")
     for member in section["members"]:
         row = of(member["metrics"])
@@ -175,7 +184,15 @@ def drift_table(result: dict[str, Any]) -> Table:
     key = (first["metric"], first["class"])
     title = f"{key[0]} of {key[1]}: {result['n']:,} images; unchanged {first['value']:.3f}"
     table = Table(title=title, title_justify="left")
-    for column in ("drift", "severity", "value", "95 % interval", "difference", "95 % interval ", "p"):
+    for column in (
+        "drift",
+        "severity",
+        "value",
+        _interval(result),
+        "difference",
+        f"{_interval(result)} ",
+        "p",
+    ):
         table.add_column(column, justify="left" if column == "drift" else "right")
     for row in result["rows"]:
         if (row["metric"], row["class"]) != key or not row["severity"]:

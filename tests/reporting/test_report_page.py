@@ -15,6 +15,7 @@ import pytest
 import report_runs as runs
 
 from scanprior.errors import RunError
+from scanprior.console import evaluation_table
 from scanprior.reporting import write_report
 from scanprior.reporting.formatting import interval, number
 
@@ -371,3 +372,5 @@ def test_intervals_are_called_by_their_level(tmp_path: Path) -> None:
         file.write_text(json.dumps({**json.loads(file.read_text()), "level": 0.9}))
     said = Page(write_report(folder).read_text(encoding="utf-8")).text
     assert "90 % interval" in said and "95 %" not in said
+    heads = [str(column.header) for column in evaluation_table(evaluations_in(folder)[0]).columns]
+    assert "90 % interval" in heads  # on the terminal too
