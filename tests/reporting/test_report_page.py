@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 import report_runs as runs
 
-from scanprior.errors import RunError
 from scanprior.console import evaluation_table
+from scanprior.errors import RunError
 from scanprior.reporting import write_report
 from scanprior.reporting.formatting import interval, number
 
