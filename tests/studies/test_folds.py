@@ -43,6 +43,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("COLUMNS", "200")
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_study_in_folds(tmp_path: Path) -> None:
     recipe, out = written(FOLDED, tmp_path / "r.yaml"), tmp_path / "out"
     results = study(recipe, out=out, workers=1)

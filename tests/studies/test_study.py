@@ -259,6 +259,7 @@ def test_a_run_that_fails_is_named_and_tried_again(tmp_path: Path) -> None:
     assert "failed" not in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_what_is_in_the_way_is_refused(tmp_path: Path) -> None:
     recipe = written(SMALL, tmp_path / "r.yaml")
     out = tmp_path / "out"
@@ -284,6 +285,7 @@ def test_what_is_in_the_way_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_wrong_parts_of_a_recipe_are_said(tmp_path: Path) -> None:
     kept = changed(lambda tree: tree["data"]["ours"].update(keep={"view": ["L"]}))
     with pytest.raises(DataError, match=r"data.ours.keep: no image has view in L"):
@@ -353,6 +355,7 @@ def test_what_only_the_data_show_is_refused_before_anything_is_trained(
     without_training(tree, tmp_path, DataError, said)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_recipe_that_is_mended_before_anything_was_trained_takes_its_place(tmp_path: Path) -> None:
     out = tmp_path / "out"
     wrong = changed(lambda tree: tree["data"]["ours"].update(keep={"view": ["L"]}))
@@ -379,6 +382,7 @@ def test_a_recipe_that_is_mended_before_anything_was_trained_takes_its_place(tmp
     assert results["subgroups"] and "Another title" in (out / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_report_of_what_cannot_be_measured(tmp_path: Path) -> None:
     """No test split, another site with one class, a dot in a name, a run from outside that has seen the test images."""
     outside = changed(lambda tree: tree.update(name="first"))
@@ -408,6 +412,7 @@ def test_a_report_of_what_cannot_be_measured(tmp_path: Path) -> None:
     assert [row["shift"] for row in results["shift"]] == ["site.b"]
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_rows_are_kept_by_their_columns(tmp_path: Path) -> None:
     kept = changed(lambda tree: tree["data"]["ours"].update(keep={"sex": ["F"], "view": ["PA"]}))
     kept["tasks"]["screening"]["labels"] = ["all"]
@@ -424,6 +429,7 @@ def trained(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("model.json")}
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_recipe_whose_fine_tunings_all_failed_can_be_mended(tmp_path: Path) -> None:
     first = changed(lambda tree: tree["tasks"]["screening"].update(labels=["all"]))
     study(written(first, tmp_path / "first.yaml"), out=tmp_path / "first", workers=1)
@@ -454,6 +460,7 @@ def test_a_recipe_whose_fine_tunings_all_failed_can_be_mended(tmp_path: Path) ->
         study(written(tree, tmp_path / "r.yaml"), out=out, workers=1)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_table_that_has_changed_since_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = PhantomConfig.model_validate(SMALL["data"]["ours"]["phantom"])
     source = write_phantoms(tmp_path / "source", made, workers=0)
@@ -475,6 +482,7 @@ def test_a_table_that_has_changed_since_is_said(tmp_path: Path, capsys: pytest.C
     assert "ours: it has changed since the study began, and is read again" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_ensembles_join_a_finished_study_and_resume_without_training_again(tmp_path: Path) -> None:
     plain = changed(lambda tree: tree["tasks"]["screening"].update(labels=[6]))
     recipe, out = written(plain, tmp_path / "r.yaml"), tmp_path / "out"

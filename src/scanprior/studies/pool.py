@@ -177,13 +177,17 @@ def _serve(pipe: Connection, work: Callable[[Any], None], threads: int) -> None:
             step = pipe.recv()
         except EOFError:
             return
-        begun = time.perf_counter()
-        try:
-            work(step)
-            said = None
-        except ScanpriorError as error:
-            said = str(error)
-        except Exception as error:  # whatever it is, it ends this step and no other
-            told = system_sentence(error) if isinstance(error, OSError) else None
-            said = told or f"{type(error).__name__}: {' '.join(str(error).split())}"
-        pipe.send((said, round(time.perf_counter() - begun, 2)))
+        pipe.send(attempt(work, step))
+
+
+def attempt(work: Callable[[Unit], None], step: Unit) -> tuple[str | None, float]:
+    """Work on a step; return a sentence on what went wrong, None where nothing did, and the seconds it took."""
+    begun, said = time.perf_counter(), None
+    try:
+        work(step)
+    except ScanpriorError as error:
+        said = str(error)
+    except Exception as error:  # whatever it is, it ends this step and no other
+        told = system_sentence(error) if isinstance(error, OSError) else None
+        said = told or f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return said, round(time.perf_counter() - begun, 2)
