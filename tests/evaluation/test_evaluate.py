@@ -204,6 +204,8 @@ def test_near_duplicates_are_resampled_as_patients_are() -> None:
     limits = [[(row["low"], row["high"]) for row in result["metrics"]] for result in (near, people, alone)]
     assert limits[0] == limits[1] != limits[2]
     assert "bootstrap over near-duplicate groups" in row_of(near, "auroc", "sick")["interval"]
+    ways = {row["interval"] for row in near["metrics"] if (row["interval"] or "").startswith("DeLong")}
+    assert ways == {"DeLong, by near-duplicate group"}
     both = evaluate(
         table.assign(near_duplicates=groups, patient=[f"p{n // 2}" for n in range(120)]), **how, resamples=50
     )

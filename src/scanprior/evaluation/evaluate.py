@@ -83,11 +83,13 @@ def metric_rows(
     for row in bootstrap_rows(scorer, groups, unit, resamples, seed, level):
         rows.append(row)
         if row["metric"] == "auroc" and row["class"] != "macro":
-            rows.append(_delong_row(scorer, row["class"], groups, level))
+            rows.append(_delong_row(scorer, row["class"], groups, unit, level))
     return rows
 
 
-def _delong_row(scorer: Scorer, name: str, groups: NDArray[np.int64], level: float) -> dict[str, Any]:
+def _delong_row(
+    scorer: Scorer, name: str, groups: NDArray[np.int64], unit: str, level: float
+) -> dict[str, Any]:
     found = delong_of([scorer], name, groups)
     if found is None:
         reason = scorer.why_undefined("auroc", name)
@@ -95,7 +97,7 @@ def _delong_row(scorer: Scorer, name: str, groups: NDArray[np.int64], level: flo
     low, high = found.interval(level)
     known = groups[~np.isnan(scorer.truth[name])]
     alone = len(np.unique(known)) == len(known)
-    how = "DeLong" if alone else "DeLong, by patient"
+    how = "DeLong" if alone else f"DeLong, by {unit}"
     interval = Interval(reason=found.why_none()) if np.isnan(low) else Interval(low, high, how)
     return metric_row(scorer, ("auroc", name), float(found.auroc[0]), interval)
 

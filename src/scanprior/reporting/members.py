@@ -8,7 +8,7 @@ from typing import Any
 from scanprior.evaluation.ensembles import CALIBRATION
 from scanprior.reporting.formatting import count, finite, interval, level_of, number
 from scanprior.reporting.runfiles import part
-from scanprior.reporting.study_tables import Table, signed
+from scanprior.reporting.study_tables import Table, signed, span
 from scanprior.reporting.tables import Evaluation, combination_name, headline, metric_name
 
 Row = Mapping[str, Any]
@@ -134,8 +134,9 @@ def _differences(evaluation: Evaluation, found: Mapping[str, Any]) -> list[Table
     for difference in found["differences"]:
         against = str(difference["against"])
         name = f" ({difference['member']})" if difference.get("member") else ""
+        unit = evaluation.get("unit") or "patient"
         caption = (
-            f"Ensemble minus the {against}{name}, paired by patient, with {level_of(evaluation)} intervals."
+            f"Ensemble minus the {against}{name}, paired by {unit}, with {level_of(evaluation)} intervals."
         )
         if difference.get("reason"):
             made.append(Table(f"Ensemble minus the {against}: n/a, {difference['reason']}.", [], []))
@@ -143,9 +144,9 @@ def _differences(evaluation: Evaluation, found: Mapping[str, Any]) -> list[Table
         rows = []
         for key, title in zip(keys, _titles(keys), strict=True):
             row = _found(difference["rows"], key)
-            span = interval(row.get("low"), row.get("high")) or str(row.get("reason") or "")
+            reach = span(row.get("low"), row.get("high")) or str(row.get("reason") or "")
             p = finite(row.get("p"))
-            rows.append([title, signed(row.get("difference")), span, "n/a" if p is None else f"{p:.3g}"])
+            rows.append([title, signed(row.get("difference")), reach, "n/a" if p is None else f"{p:.3g}"])
         made.append(Table(caption, ["Metric", "Difference", f"{level_of(evaluation)} interval", "p"], rows))
     return made
 

@@ -221,7 +221,7 @@ def _curve(rows: Sequence[Row], inits: Sequence[str], ident: str, title: str) ->
     n = rows[0]
     people = f" of {plural(n['patients'], 'patient')}" if n["patients"] is not None else ""
     caption = (
-        f"Mean over seeds with its interval, over patients and seeds. {plural(n['n'], 'image')}{people}."
+        f"Mean over seeds with its interval, over {n['unit']}s and seeds. {plural(n['n'], 'image')}{people}."
     )
     return Figure(title, caption, [chart], legend=legend)
 
@@ -268,7 +268,7 @@ def _synthetic(
     most = next(iter(plain.values()))["labels_used"]
     caption = (
         f"{metric_name(metric)} against severity (0 = unchanged), models of {plural(most, 'label')}; bands over "
-        "patients and seeds."
+        f"{rows[0]['unit']}s and seeds."
     )
     return [Figure("Synthetic drift of the test images", caption, panels=panels, legend=legend)]
 
@@ -287,7 +287,7 @@ def _shift(row: Row) -> tuple[str, str]:
 
 def _limits(results: Mapping[str, Any]) -> list[str]:
     said = [
-        "Intervals of means take in which patients were tested and which seeds were drawn; not which patients were "
+        "Intervals of means take in which patients or images were tested and which seeds were drawn; not which were "
         "trained on, nor which pretraining was made.",
         "No correction was made for the number of comparisons.",
     ]

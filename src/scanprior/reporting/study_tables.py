@@ -157,7 +157,7 @@ def efficiency_table(rows: Sequence[Row], baseline: str) -> Table:
         "p",
         f"{baseline} needs",
     ]
-    caption = "Differences are paired by patient and seed."
+    caption = f"Differences are paired by {rows[0]['unit']} and seed."
     if any(row.get("match") for row in rows):
         caption += " The last column: with how many labels the baseline is as good, by interpolation."
     else:  # a single budget, or a metric without such a curve
@@ -190,8 +190,8 @@ def ensemble_tables(
     )
     further = any("+" in member for spec in facts["ensembles"].values() for member in spec["members"])
     caption = (
-        f"{told}. {'+1: another training of the init on the same labels. ' if further else ''}Paired by patient and "
-        "seed. The best member is chosen on validation, for each seed."
+        f"{told}. {'+1: another training of the init on the same labels. ' if further else ''}Paired by "
+        f"{rows[0]['unit'] if rows else 'patient'} and seed. The best member is chosen on validation, for each seed."
     )
     header = ["Labels", "Ensemble", "Minus", "Ensemble’s", "The other’s", "Difference [interval]", "p"]
     for evaluation, metric, cls in dict.fromkeys(

@@ -207,6 +207,7 @@ class TaskResults:
             "init": init,
             "metric": key[0],
             "class": key[1],
+            "unit": self.units[evaluation],
         }
 
     def efficiency(self) -> Iterator[Row]:
