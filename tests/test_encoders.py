@@ -90,7 +90,7 @@ def test_embedding_all_patches_equals_timm(name):
     ("name", "size", "settings", "message"),
     [
         ("vit_tiny_patch16_24", 32, {}, "did you mean vit_tiny_patch16_224"),
-        ("hf-hub:somebody/model", 32, {}, "timm has no network"),
+        ("hf-hub:somebody/model", 32, {}, "there is no network .hf-hub:somebody"),
         (VIT, 33, {}, "33 is not divisible by the patch size 8.*use size 32 or 40"),
         ("resnet18", 32, {"depth": 3}, "encoder.depth: resnet18 takes no such setting"),
         ("convnext_atto", 32, {"patch_size": 2}, "encoder.patch_size: convnext_atto is not a plain vision"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
@@ -11,9 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scanprior.engine.logs import Reporter
-
-console = Console(highlight=False, quiet=os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0")
-"""Standard output, for results and for what to run next; of several processes, only the first speaks."""
+from scanprior.terminal import console
 
 _EVERY = 10.0
 """Seconds between lines of progress where the output is no terminal."""

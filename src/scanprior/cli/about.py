@@ -33,18 +33,30 @@ def objectives() -> None:
 
 @app.command()
 def encoders(
-    pattern: Annotated[str, typer.Argument(help="Part of a name, such as vit_tiny.")] = "",
+    pattern: Annotated[str, typer.Argument(help="Part of a name, such as dinov2.")] = "",
+    every: Annotated[bool, typer.Option("--all", help="List all of timm's networks, too.")] = False,
 ) -> None:
-    """List the pretrained encoders in the box, and the networks that can be encoders (all of timm's)."""
-    import timm
-
+    """List the encoders: those in the box, and published ones with size, licence and source of their weights."""
+    from scanprior.catalogue import all_listed
     from scanprior.run import Run, released
 
     for name in released():
         if pattern in name:
             say(f"{name}  {Run.open(name).card['summary']}")
-    names = timm.list_models(f"*{pattern}*" if pattern else "")
-    say(*names, f"{len(names)} networks; next: scanprior pretrain SOURCE --encoder NAME --out runs/pre")
+    shown = [entry for entry in all_listed() if pattern in entry.name or pattern in entry.network]
+    if shown:
+        say(f"{'encoder':14} {'parameters':>10}  {'pixels':>6}  {'licence of weights':18}  official weights")
+    for entry in shown:
+        millions = f"{entry.parameters / 1e6:,.1f} M"
+        say(f"{entry.name:14} {millions:>10}  {entry.size:>6}  {entry.licence:18}  {entry.source}")
+    if every:
+        import timm
+
+        names = timm.list_models(f"*{pattern}*" if pattern else "")
+        say(*names, f"{len(names)} networks of timm")
+    else:
+        say("any network of timm's is an encoder, too: scanprior encoders --all vit_tiny")
+    say("next: scanprior finetune LABELS.csv --encoder NAME --set encoder.weights=FILE --out runs/ft")
 
 
 @app.command()

@@ -63,7 +63,7 @@ def _common(
 
 def say(*lines: str) -> None:
     """Print lines as they are."""
-    from scanprior.console import console
+    from scanprior.terminal import console
 
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)

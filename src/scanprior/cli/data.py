@@ -45,8 +45,8 @@ def check(
     import json
 
     from scanprior import api
-    from scanprior.console import console
     from scanprior.data.check_view import render
+    from scanprior.terminal import console
 
     options = data_options(None, labels, layout, maps)
     audit = api.check(source, near=near, options=options, settings=sets or [], reporter=console_reporter())

@@ -27,7 +27,8 @@ def ensemble(
     import json
 
     from scanprior import api
-    from scanprior.console import console, ensemble_table
+    from scanprior.console import ensemble_table
+    from scanprior.terminal import console
 
     run = api.ensemble(
         runs, out=out, method=method, settings=sets or [], overwrite=overwrite, reporter=console_reporter()
@@ -79,7 +80,8 @@ def compare(
     import json
 
     from scanprior import api
-    from scanprior.console import comparison_table, console
+    from scanprior.console import comparison_table
+    from scanprior.terminal import console
 
     result = api.compare(first, second, evaluation=evaluation)
     console.print(comparison_table(result))
@@ -105,7 +107,8 @@ def drift(
 ) -> None:
     """Measure a run on synthetically changed images: eight kinds of drift, five severities."""
     from scanprior import api
-    from scanprior.console import console, drift_table
+    from scanprior.console import drift_table
+    from scanprior.terminal import console
 
     chosen = kinds.split(",") if kinds else None
     result = api.drift(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from scanprior.errors import ConfigError
 
 if TYPE_CHECKING:
+    from scanprior.encoders.hub import Fetched
     from scanprior.encoders.weights import LoadReport
 
 Trained = Literal["all", "norm", "none"]
@@ -22,8 +23,15 @@ class EncoderConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field("vit_tiny_patch16_224", description="any timm model name; a tag after a dot is allowed")
-    pretrained: bool = Field(False, description="download timm's weights (needs a network)")
+    name: str = Field(
+        "vit_tiny_patch16_224",
+        description="a name of `scanprior encoders`, or any timm model name; a tag after a dot is allowed",
+    )
+    pretrained: bool = Field(False, description="download the published weights (needs a network)")
+    revision: str | None = Field(None, description="commit of the weights on the hub; empty = the newest")
+    sha256: str | None = Field(
+        None, pattern="^[0-9a-fA-F]{64}$", description="checksum that the downloaded weights must have"
+    )
     weights: str | None = Field(
         None, description="local .safetensors, .pth or .pt file, or a run folder, to start from"
     )
@@ -31,6 +39,11 @@ class EncoderConfig(BaseModel):
     depth: int | None = Field(None, ge=1, description="number of blocks (ViT)")
     embed_dim: int | None = Field(None, ge=1, description="token width (ViT)")
     num_heads: int | None = Field(None, ge=1, description="attention heads (ViT)")
+    output_block: int | None = Field(
+        None,
+        ge=1,
+        description="take the output of this block, the first is 1, and leave out the later ones (ViT)",
+    )
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth rate of the last block")
     pool: Literal["auto", "cls", "mean"] = Field(
         "auto", description="pooled vector: auto = as the network was published, cls token, mean of tokens"
@@ -70,9 +83,14 @@ class Encoder(nn.Module):
         stride: pixels of a token's side: the patch size or the total stride.
         num_prefix_tokens: class and register tokens before the patch tokens (0 in the conv family).
         depth: number of blocks of a ViT, number of stages else.
+        net: the network, under whose names its weights are loaded and saved.
         fixed: whether nothing of it is trained.
+        left_out: what begins the names of weights that a file may hold beyond the network's, as blocks were left out.
         loaded: what became of the weights file it was made with; None without one.
+        fetched: the file of the hub it was made with; None without one.
     """
+
+    net: nn.Module
 
     name: str
     dim: int
@@ -84,7 +102,19 @@ class Encoder(nn.Module):
     num_prefix_tokens: int
     depth: int
     fixed = False
+    left_out: tuple[str, ...] = ()
     loaded: LoadReport | None = None
+    fetched: Fetched | None = None
+
+    def cut_after(self, block: int) -> None:
+        """Leave out the blocks after one of them, 1-based: its output becomes the encoder's, under the final norm.
+
+        Raises:
+            ConfigError: the network has no such block, or stages of different widths.
+        """
+        raise ConfigError(
+            f"encoder.output_block: {self.name} has no row of equal blocks to stop after; remove the key"
+        )
 
     def restrict(self, trained: Trained) -> None:
         """Let a training change all weights, those of normalisation layers alone, or none.
@@ -123,3 +153,27 @@ class Encoder(nn.Module):
         """Encode images (B, channels, size, size)."""
         features: Features = super().__call__(images)
         return features
+
+
+def pyramid_blocks(depth: int) -> list[int]:
+    """Return four evenly spaced blocks, 0-based, the last among them: 3, 6, 9, 12 of 12 (as UNETR taps them)."""
+    return [-(-(i + 1) * depth // 4) - 1 for i in range(4)]
+
+
+def blocks_kept(encoder: Encoder, wanted: int) -> int:
+    """Check a wanted number of blocks against those there are.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    if wanted > encoder.depth:
+        raise ConfigError(
+            f"encoder.output_block: {encoder.name} has {encoder.depth} blocks, and {wanted} is wanted"
+        )
+    return wanted
+
+
+def fitting_sizes(size: int, divisor: int) -> str:
+    """Name the sizes next to a size that a divisor divides."""
+    below = size // divisor * divisor
+    return " or ".join(str(fit) for fit in (below, below + divisor) if fit)

@@ -1,110 +1,24 @@
-"""Encoders made from timm's networks, by name."""
+"""Encoders over timm's networks: plain vision transformers, and networks with a pyramid."""
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import re
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any, Literal
 
-import timm
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from scanprior import keyed
-from scanprior.encoders.base import Encoder, EncoderConfig, Features
-from scanprior.encoders.drop_path import key_drop_path
-from scanprior.encoders.weights import load_weights
-from scanprior.errors import ConfigError, WeightsError
-
-
-def create_encoder(config: EncoderConfig, *, size: int, channels: int, seed: int | None = None) -> Encoder:
-    """Make the encoder a configuration names, with the weights it names.
-
-    Args:
-        config: network, weights and overrides.
-        size: side of the square input in pixels.
-        channels: input channels; RGB filters of given weights are summed for one channel.
-        seed: seed of the run, for the first weights and for drop path; None leaves the first weights
-            to PyTorch's global generator.
-
-    Raises:
-        ConfigError: the name is unknown, or the network does not take these dimensions.
-        WeightsError: the weights cannot be had or are of another network.
-
-    Example:
-        >>> encoder = create_encoder(
-        ...     EncoderConfig(name="vit_tiny_patch16_224", patch_size=8, depth=2), size=32, channels=1, seed=3
-        ... )
-        >>> encoder(torch.zeros(2, 1, 32, 32)).tokens.shape
-        torch.Size([2, 16, 192])
-    """
-    if config.pretrained and config.weights:
-        raise ConfigError("encoder.pretrained and encoder.weights exclude each other; keep one of them")
-    with nullcontext() if seed is None else keyed.seeded(keyed.key(seed, "encoder")):
-        net = _build(config, size, channels)
-    vit = _is_vit(net)
-    if not vit and (overrides := config.overrides()):
-        raise ConfigError(
-            f"encoder.{next(iter(overrides))}: {config.name} is not a plain vision transformer and takes"
-            " none of patch_size, depth, embed_dim, num_heads; remove the key"
-        )
-    key_drop_path(net, 0 if seed is None else seed)
-    encoder = (VitEncoder if vit else ConvEncoder)(net, config, size=size, channels=channels)
-    if config.weights:
-        encoder.loaded = load_weights(encoder, config.weights)
-    return encoder
-
-
-def _build(config: EncoderConfig, size: int, channels: int) -> nn.Module:
-    architecture = config.name.split(".", 1)[0]
-    if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "see `scanprior encoders`"
-        raise ConfigError(f"encoder.name: timm has no network {config.name!r}; {hint}")
-    arguments: dict[str, Any] = {"img_size": size, **config.overrides()}
-    if config.drop_path:
-        arguments["drop_path_rate"] = config.drop_path
-    while True:
-        try:
-            net: nn.Module = timm.create_model(
-                config.name, pretrained=config.pretrained, num_classes=0, in_chans=channels, **arguments
-            )
-            return net
-        except TypeError as error:
-            named = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            if named is None or named[1] not in arguments:
-                raise
-            if named[1] != "img_size":  # convolutional networks take any size and no such argument
-                key = {"drop_path_rate": "drop_path"}.get(named[1], named[1])
-                raise ConfigError(f"encoder.{key}: {config.name} takes no such setting; remove it") from error
-            del arguments["img_size"]
-        except (AssertionError, ValueError, RuntimeError, OSError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-            if config.pretrained:
-                raise WeightsError(
-                    f"encoder.pretrained: timm's weights of {config.name} cannot be had ({reason});"
-                    " check the network, or give a local file as encoder.weights"
-                ) from error
-            raise ConfigError(
-                f"encoder.name: {config.name} cannot be built for {size} px with {config.overrides()} ({reason})"
-            ) from error
-
-
-def _is_vit(net: Any) -> bool:
-    """Whether all blocks work on one grid of patch tokens that can be read after any block."""
-    if not all(hasattr(net, part) for part in ("blocks", "patch_embed", "num_prefix_tokens", "forward_head")):
-        return False
-    taps = (
-        inspect.signature(net.forward_intermediates).parameters
-        if hasattr(net, "forward_intermediates")
-        else {}
-    )
-    return "return_prefix_tokens" in taps
+from scanprior.encoders.base import (
+    Encoder,
+    EncoderConfig,
+    Features,
+    blocks_kept,
+    fitting_sizes,
+    pyramid_blocks,
+)
+from scanprior.errors import ConfigError
 
 
 class VitEncoder(Encoder):
@@ -116,17 +30,17 @@ class VitEncoder(Encoder):
 
     family: Literal["vit", "conv"] = "vit"
 
+    net: Any
+
     def __init__(self, net: Any, config: EncoderConfig, *, size: int, channels: int) -> None:
         super().__init__()
         self.net = net
         self.name, self.size, self.channels = config.name, size, channels
         self.stride = _side(self.net.patch_embed.patch_size)
         if size % self.stride:
-            below = size // self.stride * self.stride
-            near = " or ".join(str(fit) for fit in (below, below + self.stride) if fit)
             raise ConfigError(
                 f"size {size} is not divisible by the patch size {self.stride} of {config.name};"
-                f" use size {near}, or another encoder.patch_size"
+                f" use size {fitting_sizes(size, self.stride)}, or another encoder.patch_size"
             )
         self.grid = size // self.stride
         self.num_prefix_tokens = int(self.net.num_prefix_tokens)
@@ -137,8 +51,14 @@ class VitEncoder(Encoder):
         self.plain = type(net) is VisionTransformer and not self.net.dynamic_img_size
         if config.pool == "cls" and getattr(net, "cls_token", None) is None:
             raise ConfigError(f"encoder.pool: {config.name} has no class token; use auto or mean")
-        # Four evenly spaced blocks, the last among them: 3, 6, 9, 12 of 12 (as UNETR taps them).
-        self.pyramid_blocks = [-(-(i + 1) * self.depth // 4) - 1 for i in range(4)]
+        self.pyramid_blocks = pyramid_blocks(self.depth)
+
+    def cut_after(self, block: int) -> None:
+        """Leave out the blocks after one of them, 1-based."""
+        kept = blocks_kept(self, block)
+        self.left_out = tuple(f"blocks.{i}." for i in range(kept, self.depth))
+        self.net.blocks = self.net.blocks[:kept]
+        self.depth, self.pyramid_blocks = kept, pyramid_blocks(kept)
 
     def forward(self, images: Tensor) -> Features:
         """Encode images (B, channels, size, size)."""
@@ -267,6 +187,8 @@ class ConvEncoder(Encoder):
     """
 
     family: Literal["vit", "conv"] = "conv"
+
+    net: Any
 
     def __init__(self, net: Any, config: EncoderConfig, *, size: int, channels: int) -> None:
         super().__init__()

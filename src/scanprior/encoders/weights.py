@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from scanprior.encoders.transformers_layout import timm_names
 from scanprior.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ PREFIXES = (
     "module.",
     "model.",
     "visual.trunk.",
+    "visual.",
     "image_encoder.trunk.",
+    "image_encoder.",
     "trunk.",
     "_orig_mod.",
 )
@@ -135,7 +138,7 @@ def load_weights(encoder: Encoder, path: str | Path) -> LoadReport:
     file = Path(path)
     net: Any = encoder.net
     own: dict[str, Tensor] = net.state_dict()
-    stored = read_weights(file)
+    stored = timm_names(read_weights(file))
     prefix = _prefix(stored, own, net, file)
     by_order = prefix is None
     if prefix is None:
@@ -146,7 +149,7 @@ def load_weights(encoder: Encoder, path: str | Path) -> LoadReport:
     before = {key: value.shape for key, value in inside.items()}
     state = _convert(inside, net, file)
     _adapt_stem(state, own, net)
-    heads = [key for key in state if key not in own and _is_head(key)]
+    heads = [key for key in state if key not in own and (_is_head(key) or key.startswith(encoder.left_out))]
     left_out += heads + [key for key in before if key not in state and _is_head(key)]
     state = {key: value for key, value in state.items() if key not in heads}
 
@@ -191,18 +194,16 @@ def _prefix(stored: dict[str, Tensor], own: Mapping[str, Tensor], net: nn.Module
     None where no key of the network is found, neither as it is nor by timm's own conversion.
     """
 
-    def found(prefix: str) -> int:
-        return sum(prefix + key in stored for key in own)
-
-    counts = {prefix: found(prefix) for prefix in ("", *PREFIXES)}
-    best = max(counts, key=lambda prefix: counts[prefix])
-    if counts[best] > counts[""]:
-        return best
-    try:
-        known = counts[""] or any(key in own for key in _convert(stored, net, file))
+    counts = {prefix: sum(prefix + key in stored for key in own) for prefix in PREFIXES}
+    try:  # some official names are only known to timm's conversion, and may begin like a prefix
+        converted = _convert(stored, net, file)
     except WeightsError:
-        known = False
-    return "" if known else None
+        converted = stored
+    plain = max(sum(key in names for key in own) for names in (stored, converted))
+    best = max(counts, key=lambda prefix: counts[prefix])
+    if counts[best] > plain:
+        return best
+    return "" if plain else None
 
 
 def _convert(state: dict[str, Tensor], net: nn.Module, file: Path) -> dict[str, Tensor]:
