@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scanprior.api.division import Learn, as_it_is, divided, leakage_across, split_card
 from scanprior.api.settings import DataConfig
 from scanprior.data.index import index as index_source
-from scanprior.data.manifest import Manifest
+from scanprior.data.manifest import LABEL_ORDER, Manifest
 from scanprior.data.masks import Masks, mask_columns, prepare_masks
 from scanprior.data.split import NEAR_DUPLICATES
 from scanprior.data.store import OWN_COLUMNS, ImageStore, Store, concatenate
@@ -71,7 +71,7 @@ class Images:
         )  # fmt: skip
 
 
-_NOT_SIDE = {"image", "patient", NEAR_DUPLICATES, "split", "label", "source", *OWN_COLUMNS}
+_NOT_SIDE = {"image", "patient", NEAR_DUPLICATES, "split", "label", LABEL_ORDER, "source", *OWN_COLUMNS}
 
 KEPT_COLUMNS = ("image", "patient", NEAR_DUPLICATES, "source", "split", "pixels")
 """What ``data.parquet`` of a run says of an image, beside what it was used for."""
