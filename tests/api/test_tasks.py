@@ -119,6 +119,26 @@ def test_uncertain_labels_without_a_policy_are_refused(gaps: Path, tmp_path: Pat
     assert Classification(*planned(gaps, {"data.label_columns": sure})).classes == sure
 
 
+def test_empty_findings_are_absent_where_that_is_asked_for(
+    gaps: Path, phantoms: Path, tmp_path: Path, scanprior: Command
+) -> None:
+    options = {"data.label_columns": FINDINGS, "data.blank_findings": "absent"}
+    made = api.index(gaps, options=options).frame.set_index("image")[FINDINGS]
+    given = pd.read_csv(gaps / "labels.csv").set_index("image")[FINDINGS].loc[made.index]
+    for image, row in given.iterrows():
+        wanted = row if row.isna().all() else row.fillna(0)
+        np.testing.assert_array_equal(made.loc[image], wanted, err_msg=str(image))
+    assert given["nodule"].isna().sum() > made["nodule"].isna().sum() > 0
+    api.prepare(gaps, out=tmp_path / "store", options={**options, "data.size": 32, "data.workers": 0})
+    plain = {"data.label_columns": FINDINGS, "data.size": 32, "data.workers": 0}
+    api.prepare(gaps, out=tmp_path / "plain", options=plain)
+    for store in (tmp_path / "store", tmp_path / "plain"):
+        images, _ = planned(store, {"data.blank_findings": "absent", "task.uncertain": "ignore"})
+        np.testing.assert_array_equal(images.frame[FINDINGS], made.loc[images.frame["image"]])
+    with pytest.raises(DataError, match=r"data\.blank_findings=absent is about findings, this has none"):
+        api.index(phantoms, options={"data.label_columns": ["label"], "data.blank_findings": "absent"})
+
+
 def test_classes_stand_in_their_own_order(phantoms: Path, tmp_path: Path) -> None:
     def ordered(table: pd.DataFrame) -> pd.DataFrame:
         return table.assign(label_order=table["label"].map({"normal": 0, "abnormal": 1}))

@@ -159,13 +159,41 @@ def test_chexpert(tmp_path: Path, name: str) -> None:
     ]
     assert valid["Support Devices"] == 1 and valid["Edema"] == 0
     assert test["Edema"] == 1 and test["Support Devices"] == 0, "columns are found by name"
-    assert "5 uncertain labels kept as -1" in found.found and "1 lateral image among them" in found.found
+    assert "5 uncertain labels kept as -1 (see task.uncertain)" in found.found
+    assert "18 not mentioned and missing (see data.blank_findings)" in found.found
+    assert "1 lateral image among them" in found.found
     assert "1 image of train.csv not there and left out" in found.found
     inside = index(root / name)
     assert (
         inside.layout == "chexpert"
         and inside.frame["image"][0] == "train/patient00001/study1/view1_frontal.jpg"
     )
+
+
+@pytest.mark.parametrize("folder", ["", "chexpertchestxrays-u20210408"])
+def test_chexpert_as_it_is_handed_out_now(tmp_path: Path, folder: str) -> None:
+    (home := tmp_path / "chexpertchestxrays-u20210408").mkdir()
+    made.chexpert(home)
+    found = index(tmp_path if folder else home)
+    place = f"{folder}/CheXpert-v1.0-small" if folder else "CheXpert-v1.0-small"
+    assert found.layout == "chexpert" and len(found) == 4
+    assert found.frame["image"][0] == f"{place}/train/patient00001/study1/view1_frontal.jpg"
+    (home / "CheXpert-v1.0-small" / "train").rename(home / "CheXpert-v1.0 batch 2 (train 1)")
+    assert index(home).frame["image"].str.startswith("CheXpert-v1.0 batch 2 (train 1)/patient0000").sum() == 2
+
+
+def test_chexpert_by_patient_and_by_view(tmp_path: Path) -> None:
+    """A table of the frontal images alone, as the documentation makes it."""
+    found = index(made.chexpert(tmp_path))
+    frontal = found.subset((found.frame["view"] != "LATERAL").to_numpy())
+    kept = index(frontal.save(tmp_path / "frontal.parquet"))
+    assert kept.frame["view"].tolist()[:2] == ["AP", "AP"] and pd.isna(kept.frame["view"][2])
+    assert kept.label_columns == list(OBSERVATIONS) and kept.frame["split"].tolist() == [
+        "train",
+        "val",
+        "test",
+    ]
+    assert all((kept.root / image).is_file() for image in kept.frame["image"])
 
 
 def test_chexpert_in_batches_and_with_unlabelled_test(tmp_path: Path) -> None:
@@ -187,6 +215,7 @@ def test_chexpert_in_batches_and_with_unlabelled_test(tmp_path: Path) -> None:
         found.frame.loc[3, list(OBSERVATIONS)].isna().all()
         and "images of test.csv are unlabelled" in found.found
     )
+    assert "18 not mentioned and missing" in found.found, "of the labelled images"
     alone = index(tables)
     assert (
         alone.frame["split"].tolist() == ["val", "test"] and "3 images of train.csv not there" in alone.found
