@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from data import made_datasets as made
-from data.made_datasets import MADE, pictures, text
+from data.made_datasets import MADE, rows
+from data.made_files import pictures, text
 from scanprior.data.index import index, layouts
 from scanprior.data.layouts import LAYOUTS
 from scanprior.data.layouts.chexpert import OBSERVATIONS
@@ -19,13 +20,10 @@ from scanprior.data.layouts.nih import FINDINGS
 from scanprior.data.manifest import Manifest
 from scanprior.errors import DataError
 
-WITHOUT_PATIENTS = {"busi", "isic2018-task1", "kvasir", "kvasir-seg", "covid-radiography"}
+WITHOUT_PATIENTS = {"busi", "isic2018-task1", "kvasir", "kvasir-seg", "covid-radiography", "aptos2019"}
+SOME_PATIENTS = {"isic2018", "isic2019"}
+"""Whose lesions are published of some of the images."""
 ONLY_MASKS = {"isic2018-task1", "kvasir-seg"}
-
-
-def rows(manifest: Manifest) -> pd.DataFrame:
-    """Return the table by the name of the picture without its folder and suffix."""
-    return manifest.frame.set_index(manifest.frame["image"].map(lambda image: Path(image).stem))
 
 
 def test_every_layout_has_its_made_folder() -> None:
@@ -44,7 +42,7 @@ def test_a_folder_is_recognised_as_itself_and_nothing_else(tmp_path: Path, name:
     assert (found.task is None) == (name in ONLY_MASKS), name
     if name in WITHOUT_PATIENTS:
         assert "patient" not in found.frame.columns and "no patient identifiers are published" in found.found
-    elif name != "isic2018":  # where the lesions of validation and test are not published
+    elif name not in SOME_PATIENTS:
         assert not found.frame["patient"].isna().any()
     pd.testing.assert_frame_equal(index(root, layout=name).frame, found.frame)
     assert Manifest.load(found.save(tmp_path / "m" / "manifest.parquet")).fingerprint() == found.fingerprint()
@@ -553,6 +551,35 @@ def test_covid_radiography_of_older_form(tmp_path: Path) -> None:
         ),
         ("ham10000", "HAM10000_metadata.csv", ",nv,", ",naevus,", "line 4 has 'naevus' in the column 'dx'"),
         ("ham10000", "HAM10000_metadata.csv", "lesion_id", "lesion", "no published column 'lesion_id'"),
+        ("isic2019", "ISIC_2019_Training_GroundTruth.csv", "UNK", "UNKNOWN", "no published column 'UNK'"),
+        (
+            "isic2019",
+            "ISIC_2019_Training_GroundTruth.csv",
+            ",0.0,1.0,0.0\n",
+            ",1.0,1.0,0.0\n",
+            "VASC 1.0, SCC 1.0",
+        ),
+        (
+            "isic2019",
+            "ISIC_2019_Training_Metadata.csv",
+            "lesion_id",
+            "lesion",
+            "no published column 'lesion_id'",
+        ),
+        (
+            "aptos2019",
+            "train.csv",
+            "ffffffffffff,2",
+            "ffffffffffff,5",
+            "line 12 has '5' in the column 'diagnosis'",
+        ),
+        (
+            "aptos2019",
+            "train.csv",
+            "ffffffffffff,2",
+            "ffffffffffff,",
+            "line 12 has nothing in the column 'diagnosis'",
+        ),
         ("jsrt", "Clinical_Information/CNNDAT_EN.TXT", "male", "unclear", "not one record of the form"),
     ],
 )
