@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from data import made_mammograms as made
 from data.made_files import pictures, text
 from scanprior.data.check import check
 from scanprior.data.index import index
+from scanprior.data.split import assign_splits
 from scanprior.errors import DataError
 from scanprior.evaluation.labels import positive_of
 
@@ -61,6 +63,20 @@ def test_cbis_ddsm_patients_in_two_splits_are_leakage(tmp_path: Path) -> None:
     assert audit.leakage and audit.patients_in_splits == [
         {"patient": "P_00001", "splits": {"train": 2, "test": 1}}
     ]
+
+
+def test_cbis_ddsm_divided_by_patient_from_a_table(tmp_path: Path) -> None:
+    """The way that the documentation names out of the published split."""
+    root = made.cbis_ddsm(tmp_path / "data")
+    table = index(root).save(tmp_path / "cbis.csv")
+    pd.read_csv(table).drop(columns="split").to_csv(table, index=False)
+    found = index(table, root=root)
+    assert found.classes == ["benign", "malignant"] and (found.root / found.frame["image"][0]).is_file()
+    divided = assign_splits(found, fractions=(0.7, 0, 0.3), stratify=False).frame
+    assert (
+        set(divided["split"]) == {"train", "test"}
+        and divided.groupby("patient")["split"].nunique().eq(1).all()
+    )
 
 
 def test_cbis_ddsm_as_its_tables_name_it_and_in_other_places(tmp_path: Path) -> None:
