@@ -141,7 +141,7 @@ def test_cbis_ddsm_a_malignant_finding_of_another_table_counts(tmp_path: Path) -
     for name in ("mass_case_description_test_set.csv", "calc_case_description_test_set.csv"):
         (root / name).unlink()
     alone = index(root)
-    assert "split" not in alone.frame.columns and "only the tables of train" in alone.found
+    assert "split" not in alone.frame.columns and "only images of the train tables" in alone.found
 
 
 def test_ddsm_lists(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def cbis_ddsm(root: Path) -> Manifest:
     split describe is counted once. Masks and cropped images are not read: in some rows the one stands
     in the column of the other.
 
-    The split is the published one, of masses and of calcifications each by itself: patients who have
+    The split is the published one, of masses and of calcifications each by itself: some patients who have
     both are in train and in test, which ``check`` calls leakage. Not verified on the files themselves:
     the renamed folders and the JPEG copies.
     """
@@ -88,7 +88,7 @@ def cbis_ddsm(root: Path) -> Manifest:
     frame, said = _mammograms(rows)
     notes = [*said, *notes]
     if frame["split"].nunique() == 1:
-        notes.append(f"only the tables of {frame['split'].iloc[0]}")
+        notes.append(f"only images of the {frame['split'].iloc[0]} tables")
         frame = frame.drop(columns="split") if frame["split"].iloc[0] == "train" else frame
     notes.append("masks and cropped images are not read")
     return finished(frame, root, ["label"], "cbis-ddsm", "CBIS-DDSM", notes)
