@@ -14,7 +14,12 @@ from safetensors.torch import load_file
 from api.conftest import FINETUNING, FROM_PARENT, PRETRAINING, Command, words
 from api.runs import by_image, copied, used
 from scanprior import api
+from scanprior.api.classification import Classification
+from scanprior.api.finetuning import plan_finetuning
+from scanprior.api.settings import FinetuneConfig
+from scanprior.api.sources import Images, load, side_columns
 from scanprior.engine import Reporter
+from scanprior.errors import DataError
 from scanprior.run import Run
 
 FINDINGS = ["consolidation", "effusion", "cardiomegaly", "nodule"]
@@ -87,16 +92,15 @@ def test_multilabel_under_each_policy(gaps: Path, pretrained: Run, tmp_path: Pat
     assert row["n"] == test["label:effusion"].isin([0, 1]).sum() < len(test)  # uncertain ones are not counted
 
 
-def test_the_policies_differ_only_in_uncertain_labels(gaps: Path, pretrained: Run, tmp_path: Path) -> None:
-    from scanprior.api.classification import Classification
-    from scanprior.api.finetuning import plan_finetuning
-    from scanprior.api.sources import load
+def planned(source: Path, options: dict[str, object]) -> tuple[Images, FinetuneConfig]:
+    config = plan_finetuning(source, options={**FINETUNING, **options})
+    return load([source], config.data, Reporter(), learn="labels"), config
 
+
+def test_the_policies_differ_only_in_uncertain_labels(gaps: Path, pretrained: Run, tmp_path: Path) -> None:
     targets = {}
     for policy in ("ignore", "zeros", "ones", "soft"):
-        options = {**FINETUNING, "data.label_columns": FINDINGS, "task.uncertain": policy}
-        config = plan_finetuning(gaps, options=options)
-        images = load([gaps], config.data, Reporter(), learn="labels")
+        images, config = planned(gaps, {"data.label_columns": FINDINGS, "task.uncertain": policy})
         targets[policy] = Classification(images, config).targets
     raw = images.frame[FINDINGS].to_numpy(float)
     unsure = raw == -1
@@ -106,6 +110,44 @@ def test_the_policies_differ_only_in_uncertain_labels(gaps: Path, pretrained: Ru
     assert (targets["zeros"][unsure] == 0).all() and (targets["ones"][unsure] == 1).all()
     soft = targets["soft"][unsure]
     assert (soft >= 0.55).all() and (soft <= 0.85).all() and len(set(soft)) > 3
+
+
+def test_uncertain_labels_without_a_policy_are_refused(gaps: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"uncertain \(effusion \d+\); .* ignore .* zeros .* ones .* soft"):
+        api.finetune(gaps, out=tmp_path / "run", options={**FINETUNING, "data.label_columns": FINDINGS})
+    sure = [name for name in FINDINGS if name != "effusion"]
+    assert Classification(*planned(gaps, {"data.label_columns": sure})).classes == sure
+
+
+def test_empty_findings_are_absent_where_that_is_asked_for(
+    gaps: Path, phantoms: Path, tmp_path: Path, scanprior: Command
+) -> None:
+    options = {"data.label_columns": FINDINGS, "data.blank_findings": "absent"}
+    made = api.index(gaps, options=options).frame.set_index("image")[FINDINGS]
+    given = pd.read_csv(gaps / "labels.csv").set_index("image")[FINDINGS].loc[made.index]
+    for image, row in given.iterrows():
+        wanted = row if row.isna().all() else row.fillna(0)
+        np.testing.assert_array_equal(made.loc[image], wanted, err_msg=str(image))
+    assert given["nodule"].isna().sum() > made["nodule"].isna().sum() > 0
+    api.prepare(gaps, out=tmp_path / "store", options={**options, "data.size": 32, "data.workers": 0})
+    plain = {"data.label_columns": FINDINGS, "data.size": 32, "data.workers": 0}
+    api.prepare(gaps, out=tmp_path / "plain", options=plain)
+    for store in (tmp_path / "store", tmp_path / "plain"):
+        images, _ = planned(store, {"data.blank_findings": "absent", "task.uncertain": "ignore"})
+        np.testing.assert_array_equal(images.frame[FINDINGS], made.loc[images.frame["image"]])
+    with pytest.raises(DataError, match=r"data\.blank_findings=absent is about findings, this has none"):
+        api.index(phantoms, options={"data.label_columns": ["label"], "data.blank_findings": "absent"})
+
+
+def test_classes_stand_in_their_own_order(phantoms: Path, tmp_path: Path) -> None:
+    def ordered(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(label_order=table["label"].map({"normal": 0, "abnormal": 1}))
+
+    source = copied(phantoms, tmp_path / "ordered", ordered)
+    made = Classification(*planned(source, {"data.label_columns": ["label"]}))
+    assert made.card()["classes"] == made.classes == ["normal", "abnormal"]
+    np.testing.assert_array_equal(made.targets, made.images.frame["label"] == "abnormal")
+    assert "label_order" not in side_columns(made.images)
 
 
 @pytest.mark.parametrize("method", ["linear", "knn"])

@@ -7,33 +7,25 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+import pandas as pd
 
+from data.made_files import pictures, text
+from data.made_mammograms import cbis_ddsm, ddsm_lists
 from scanprior.data.layouts.chexpert import OBSERVATIONS as CHEXPERT
 from scanprior.data.layouts.kvasir import CLASSES as KVASIR
 from scanprior.data.layouts.mimic import OBSERVATIONS as MIMIC
+from scanprior.data.manifest import Manifest
+
+
+def rows(manifest: Manifest) -> pd.DataFrame:
+    """Return the table by the name of the picture without its folder and suffix."""
+    return manifest.frame.set_index(manifest.frame["image"].map(lambda image: Path(image).stem))
+
 
 NIH_HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],"
 )
-
-
-def pictures(root: Path, *names: str) -> None:
-    """Write 8 x 8 pictures; the suffix says the format, `.dcm` gets a placeholder."""
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix.lower() in (".dcm", ".img"):
-            path.write_bytes(b"\0" * 64)
-        else:
-            Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(path)
-
-
-def text(path: Path, *lines: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def kermany(root: Path) -> Path:
@@ -335,6 +327,67 @@ def covid_radiography(root: Path) -> Path:
     return root
 
 
+ISIC2019_HEADER = "image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK"
+
+
+def isic2019(root: Path) -> Path:
+    """The doubled folder; a smaller copy named in the table, and one on disk alone; a picture without a lesion."""
+    inner = "ISIC_2019_Training_Input/ISIC_2019_Training_Input"
+    names = (
+        "ISIC_0000030_downsampled",
+        "ISIC_0024306",
+        "ISIC_0053453",
+        "ISIC_0053454",
+        "ISIC_0000013_downsampled",
+    )
+    pictures(root / inner, *(f"{name}.jpg" for name in names), "ISIC_0099999.jpg")
+    text(root / inner / "ATTRIBUTION.txt", "see the challenge")
+    text(
+        root / "ISIC_2019_Training_GroundTruth.csv",
+        ISIC2019_HEADER,
+        "ISIC_0000030_downsampled,0.0,1.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0",
+        "ISIC_0024306,0.0,1.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0",
+        "ISIC_0053453,0.0,0.0,0.0,0.0,0.0,0.0,0.0,1.0,0.0",
+        "ISIC_0053454,0.0,0.0,0.0,0.0,0.0,0.0,0.0,1.0,0.0",
+        "ISIC_0000013,1.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0",
+        "ISIC_0053455,0.0,0.0,0.0,1.0,0.0,0.0,0.0,0.0,0.0",
+    )
+    text(
+        root / "ISIC_2019_Training_Metadata.csv",
+        "image,age_approx,anatom_site_general,lesion_id,sex",
+        "ISIC_0000030_downsampled,55.0,anterior torso,,female",
+        "ISIC_0024306,45.0,,HAM_0000550,male",
+        "ISIC_0053453,80.0,head/neck,BCN_0003690,male",
+        "ISIC_0053454,80.0,head/neck,BCN_0003690,male",
+        "ISIC_0000013,,,MSK4_0011169,",
+        "ISIC_0053455,70.0,upper extremity,BCN_0003691,female",
+    )
+    return root
+
+
+def aptos(root: Path) -> Path:
+    """The competition's form: every grade, a picture that is not there, unlabelled test images."""
+    names = [f"{grade}{letter}c1434d8d7" for grade in range(5) for letter in "ab"]
+    pictures(root / "train_images", *(f"{name}.png" for name in names))
+    pictures(root / "test_images", "0005cfc8afb6.png", "003f0afdcd15.png")
+    graded = [f"{name},{name[0]}" for name in reversed(names)]
+    text(root / "train.csv", "id_code,diagnosis", *graded, "ffffffffffff,2")
+    text(root / "test.csv", "id_code", "0005cfc8afb6", "003f0afdcd15")
+    text(root / "sample_submission.csv", "id_code,diagnosis", "0005cfc8afb6,0", "003f0afdcd15,0")
+    return root
+
+
+def aptos_divided(root: Path) -> Path:
+    """The copy that divides the graded images in three, each folder within one of its name."""
+    for table, folder, names in (
+        ("train_1", "train_images", ("0a", "1a", "4a")), ("valid", "val_images", ("2b",)),
+        ("test", "test_images", ("3c", "0c")),
+    ):  # fmt: skip
+        pictures(root / folder / folder, *(f"{name}.png" for name in names))
+        text(root / f"{table}.csv", "id_code,diagnosis", *(f"{name},{name[0]}" for name in names))
+    return root
+
+
 MADE: dict[str, Callable[[Path], Path]] = {
     "kermany": kermany,
     "nih-chestxray14": nih,
@@ -352,4 +405,8 @@ MADE: dict[str, Callable[[Path], Path]] = {
     "kvasir": kvasir,
     "kvasir-seg": kvasir_seg,
     "covid-radiography": covid_radiography,
+    "isic2019": isic2019,
+    "aptos2019": aptos,
+    "cbis-ddsm": cbis_ddsm,
+    "ddsm-normal-lesion": ddsm_lists,
 }

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from data import made_datasets as made
-from data.made_datasets import MADE, pictures, text
+from data.made_datasets import MADE, rows
+from data.made_files import pictures, text
 from scanprior.data.index import index, layouts
 from scanprior.data.layouts import LAYOUTS
 from scanprior.data.layouts.chexpert import OBSERVATIONS
@@ -19,13 +20,10 @@ from scanprior.data.layouts.nih import FINDINGS
 from scanprior.data.manifest import Manifest
 from scanprior.errors import DataError
 
-WITHOUT_PATIENTS = {"busi", "isic2018-task1", "kvasir", "kvasir-seg", "covid-radiography"}
+WITHOUT_PATIENTS = {"busi", "isic2018-task1", "kvasir", "kvasir-seg", "covid-radiography", "aptos2019"}
+SOME_PATIENTS = {"isic2018", "isic2019"}
+"""Whose lesions are published of some of the images."""
 ONLY_MASKS = {"isic2018-task1", "kvasir-seg"}
-
-
-def rows(manifest: Manifest) -> pd.DataFrame:
-    """Return the table by the name of the picture without its folder and suffix."""
-    return manifest.frame.set_index(manifest.frame["image"].map(lambda image: Path(image).stem))
 
 
 def test_every_layout_has_its_made_folder() -> None:
@@ -44,7 +42,7 @@ def test_a_folder_is_recognised_as_itself_and_nothing_else(tmp_path: Path, name:
     assert (found.task is None) == (name in ONLY_MASKS), name
     if name in WITHOUT_PATIENTS:
         assert "patient" not in found.frame.columns and "no patient identifiers are published" in found.found
-    elif name != "isic2018":  # where the lesions of validation and test are not published
+    elif name not in SOME_PATIENTS:
         assert not found.frame["patient"].isna().any()
     pd.testing.assert_frame_equal(index(root, layout=name).frame, found.frame)
     assert Manifest.load(found.save(tmp_path / "m" / "manifest.parquet")).fingerprint() == found.fingerprint()
@@ -159,13 +157,41 @@ def test_chexpert(tmp_path: Path, name: str) -> None:
     ]
     assert valid["Support Devices"] == 1 and valid["Edema"] == 0
     assert test["Edema"] == 1 and test["Support Devices"] == 0, "columns are found by name"
-    assert "5 uncertain labels kept as -1" in found.found and "1 lateral image among them" in found.found
+    assert "5 uncertain labels kept as -1 (see task.uncertain)" in found.found
+    assert "18 not mentioned and missing (see data.blank_findings)" in found.found
+    assert "1 lateral image among them" in found.found
     assert "1 image of train.csv not there and left out" in found.found
     inside = index(root / name)
     assert (
         inside.layout == "chexpert"
         and inside.frame["image"][0] == "train/patient00001/study1/view1_frontal.jpg"
     )
+
+
+@pytest.mark.parametrize("folder", ["", "chexpertchestxrays-u20210408"])
+def test_chexpert_as_it_is_handed_out_now(tmp_path: Path, folder: str) -> None:
+    (home := tmp_path / "chexpertchestxrays-u20210408").mkdir()
+    made.chexpert(home)
+    found = index(tmp_path if folder else home)
+    place = f"{folder}/CheXpert-v1.0-small" if folder else "CheXpert-v1.0-small"
+    assert found.layout == "chexpert" and len(found) == 4
+    assert found.frame["image"][0] == f"{place}/train/patient00001/study1/view1_frontal.jpg"
+    (home / "CheXpert-v1.0-small" / "train").rename(home / "CheXpert-v1.0 batch 2 (train 1)")
+    assert index(home).frame["image"].str.startswith("CheXpert-v1.0 batch 2 (train 1)/patient0000").sum() == 2
+
+
+def test_chexpert_by_patient_and_by_view(tmp_path: Path) -> None:
+    """A table of the frontal images alone, as the documentation makes it."""
+    found = index(made.chexpert(tmp_path))
+    frontal = found.subset((found.frame["view"] != "LATERAL").to_numpy())
+    kept = index(frontal.save(tmp_path / "frontal.parquet"))
+    assert kept.frame["view"].tolist()[:2] == ["AP", "AP"] and pd.isna(kept.frame["view"][2])
+    assert kept.label_columns == list(OBSERVATIONS) and kept.frame["split"].tolist() == [
+        "train",
+        "val",
+        "test",
+    ]
+    assert all((kept.root / image).is_file() for image in kept.frame["image"])
 
 
 def test_chexpert_in_batches_and_with_unlabelled_test(tmp_path: Path) -> None:
@@ -187,6 +213,7 @@ def test_chexpert_in_batches_and_with_unlabelled_test(tmp_path: Path) -> None:
         found.frame.loc[3, list(OBSERVATIONS)].isna().all()
         and "images of test.csv are unlabelled" in found.found
     )
+    assert "18 not mentioned and missing" in found.found, "of the labelled images"
     alone = index(tables)
     assert (
         alone.frame["split"].tolist() == ["val", "test"] and "3 images of train.csv not there" in alone.found
@@ -524,6 +551,35 @@ def test_covid_radiography_of_older_form(tmp_path: Path) -> None:
         ),
         ("ham10000", "HAM10000_metadata.csv", ",nv,", ",naevus,", "line 4 has 'naevus' in the column 'dx'"),
         ("ham10000", "HAM10000_metadata.csv", "lesion_id", "lesion", "no published column 'lesion_id'"),
+        ("isic2019", "ISIC_2019_Training_GroundTruth.csv", "UNK", "UNKNOWN", "no published column 'UNK'"),
+        (
+            "isic2019",
+            "ISIC_2019_Training_GroundTruth.csv",
+            ",0.0,1.0,0.0\n",
+            ",1.0,1.0,0.0\n",
+            "VASC 1.0, SCC 1.0",
+        ),
+        (
+            "isic2019",
+            "ISIC_2019_Training_Metadata.csv",
+            "lesion_id",
+            "lesion",
+            "no published column 'lesion_id'",
+        ),
+        (
+            "aptos2019",
+            "train.csv",
+            "ffffffffffff,2",
+            "ffffffffffff,5",
+            "line 12 has '5' in the column 'diagnosis'",
+        ),
+        (
+            "aptos2019",
+            "train.csv",
+            "ffffffffffff,2",
+            "ffffffffffff,",
+            "line 12 has nothing in the column 'diagnosis'",
+        ),
         ("jsrt", "Clinical_Information/CNNDAT_EN.TXT", "male", "unclear", "not one record of the form"),
     ],
 )

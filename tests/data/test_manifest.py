@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scanprior.data.folders import from_folder
+from scanprior.data.index import index
 from scanprior.data.manifest import Manifest
+from scanprior.data.store import prepare
 from scanprior.errors import DataError
 
 
@@ -81,6 +84,32 @@ def test_joined_findings_are_expanded(folder: Path) -> None:
 def test_numbers_as_classes_keep_their_order(folder: Path) -> None:
     rows = "".join(f"images/{name}.png,{value}\n" for name, value in zip("abc", (10, 2, 1), strict=True))
     assert Manifest.load(write(folder, "image,label\n" + rows)).classes == ["1", "2", "10"]
+
+
+GRADES = "image,dx,label_order,sex\nimages/a.png,severe,3,F\nimages/b.png,mild,1,M\nimages/c.png,none,0,F\n"
+
+
+def test_classes_with_an_order_of_their_own_keep_it(folder: Path, tmp_path: Path) -> None:
+    made = Manifest.load(write(folder, GRADES))
+    assert made.classes == ["none", "mild", "severe"] and made.label_columns == ["label"]
+    for kept in (made.save(folder / "kept.parquet"), made.save(folder / "kept.csv")):
+        assert index(kept).classes == ["none", "mild", "severe"], kept
+    stored = prepare(made, tmp_path / "store", size=8, workers=0)
+    assert stored.manifest().classes == index(tmp_path / "store").classes == ["none", "mild", "severe"]
+    assert made.subset([0, 2]).classes == ["none", "severe"]
+    frame = made.frame.assign(label=["severe", "healthy", "healthy"])  # as after two were renamed to one
+    assert replace(made, frame=frame).classes == ["healthy", "severe"]
+    frame = made.frame.assign(label_order=[1, np.nan, 0])  # as of a second source that has no order
+    assert replace(made, frame=frame).classes == ["none", "severe", "mild"]
+    for source in (folder / "kept.parquet", tmp_path / "store"):
+        other = index(source, label_columns=["sex"])
+        assert other.classes == ["F", "M"] and "label_order" not in other.frame.columns, source
+
+
+def test_an_order_that_is_no_number_costs_a_sentence(folder: Path) -> None:
+    table = write(folder, GRADES.replace(",1,", ",first,"))
+    with pytest.raises(DataError, match="the column 'label_order' holds 'first'; it numbers the classes"):
+        Manifest.load(table)
 
 
 def test_identifiers_without_suffix_are_looked_for(folder: Path) -> None:

@@ -12,11 +12,13 @@ from torch.nn import functional as F
 
 from scanprior import keyed
 from scanprior.encoders import Encoder, EncoderConfig, create_encoder
+from scanprior.errors import DataError
 from scanprior.tasks.classify import (
     Classifier,
     ClassifyConfig,
     Kind,
     balance_weights,
+    check_uncertain,
     probabilities,
     resolve_uncertain,
     sampling_weights,
@@ -81,6 +83,20 @@ def test_uncertain_labels_follow_their_policy() -> None:
     assert np.isnan(resolved("ignore")).all()
     assert resolved("zeros") == [0.0, 0.0] and resolved("ones") == [1.0, 1.0]
     assert resolved("soft") == pytest.approx([0.7, 0.7])
+
+
+def test_uncertain_labels_without_a_policy_are_refused() -> None:
+    values = np.array([[1.0, -1.0, 0.0], [-1.0, np.nan, 1.0], [-1.0, 0.0, 0.0]])
+    names, without = ["edema", "mass", "effusion"], ClassifyConfig.model_validate({})
+    with pytest.raises(
+        DataError, match=r"-1, which is uncertain \(edema 2, mass 1\).*ignore .*zeros .*ones .*soft"
+    ):
+        check_uncertain(values, names, without)
+    check_uncertain(np.abs(values), names, without)
+    check_uncertain(values, names, ClassifyConfig.model_validate({"uncertain": "zeros"}))
+    many = np.full((1, 5), -1.0)
+    with pytest.raises(DataError, match=r"\(a 1, b 1, c 1 and 2 more findings\)"):
+        check_uncertain(many, list("abcde"), without)
 
 
 def test_balance_gives_every_class_the_same_say() -> None:

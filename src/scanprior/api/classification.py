@@ -28,6 +28,7 @@ from scanprior.tasks.classify import (
     ClassifyConfig,
     Kind,
     balance_weights,
+    check_uncertain,
     resolve_uncertain,
     sampling_weights,
 )
@@ -44,7 +45,8 @@ class Classification(Work):
         targets: (N,) class numbers or (N, findings) values, for every row of the store.
 
     Raises:
-        DataError: no labels, fewer than two classes, no labelled training or validation image.
+        DataError: no labels, fewer than two classes, no labelled training or validation image, uncertain
+            labels without a policy.
     """
 
     kind = "classify"
@@ -74,6 +76,7 @@ class Classification(Work):
         else:
             self.classes = columns
             values = frame[columns].to_numpy(np.float64)
+            check_uncertain(values[frame["split"].isin(["train", "val"])], columns, self.settings)
             draws = keyed.uniform(
                 keyed.key(config.engine.seed, "uncertain"), frame["row"].to_numpy(), len(columns)
             )

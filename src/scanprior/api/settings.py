@@ -85,6 +85,11 @@ class DataConfig(Config):
     )
     label_columns: list[str] | None = Field(None, description="column of the label, or of every finding")
     label_map: dict[str, str] = Field({}, description="label in the source: label to use instead")
+    blank_findings: Literal["missing", "absent"] = Field(
+        "missing",
+        description="findings that a row with another one leaves empty: unknown, or absent (0), as a report that "
+        "does not mention them is often taken",
+    )
     exclude_leaks: bool = Field(
         True, description="leave out training images that equal a validation or test image pixel by pixel"
     )

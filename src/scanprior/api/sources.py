@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from scanprior.api.division import Learn, as_it_is, divided, leakage_across, split_card
 from scanprior.api.settings import DataConfig
 from scanprior.data.index import index as index_source
-from scanprior.data.manifest import Manifest
+from scanprior.data.manifest import LABEL_ORDER, Manifest
 from scanprior.data.masks import Masks, mask_columns, prepare_masks
 from scanprior.data.split import NEAR_DUPLICATES
 from scanprior.data.store import OWN_COLUMNS, ImageStore, Store, concatenate
@@ -71,7 +72,7 @@ class Images:
         )  # fmt: skip
 
 
-_NOT_SIDE = {"image", "patient", NEAR_DUPLICATES, "split", "label", "source", *OWN_COLUMNS}
+_NOT_SIDE = {"image", "patient", NEAR_DUPLICATES, "split", "label", LABEL_ORDER, "source", *OWN_COLUMNS}
 
 KEPT_COLUMNS = ("image", "patient", NEAR_DUPLICATES, "source", "split", "pixels")
 """What ``data.parquet`` of a run says of an image, beside what it was used for."""
@@ -133,7 +134,25 @@ def read_manifest(source: str | Path, data: DataConfig) -> Manifest:
         root=data.root,
         salt=salt_of(data),
     )
-    return map_labels(manifest, data.label_map)
+    return fill_findings(map_labels(manifest, data.label_map), data.blank_findings)
+
+
+def fill_findings(manifest: Manifest, blank: Literal["missing", "absent"]) -> Manifest:
+    """Return a multi-label manifest with the findings that its rows leave empty as 0, where ``blank`` says so.
+
+    A row without a single finding is unlabelled, and stays so.
+
+    Raises:
+        DataError: the manifest has no findings.
+    """
+    if blank == "missing":
+        return manifest
+    if manifest.task != "multilabel":
+        raise DataError(f"{manifest.name}: data.blank_findings=absent is about findings, this has none")
+    values = manifest.frame[manifest.label_columns]
+    known = values.notna().any(axis=1)
+    filled = {name: values[name].mask(known & values[name].isna(), 0.0) for name in manifest.label_columns}
+    return replace(manifest, frame=manifest.frame.assign(**filled))
 
 
 def map_labels(manifest: Manifest, names: Mapping[str, str]) -> Manifest:
@@ -199,9 +218,10 @@ def open_stores(
         store = Store.open(path)
         for form in (None, *forms):
             _fits(store, data if form is None else _in_form(data, form), exactly=form is not None)
-        if data.label_columns is not None or data.patient_column is not None or data.label_map:
-            named = read_manifest(source, data)
-            store.frame, store.label_columns = named.frame, named.label_columns
+        named = (data.label_columns, data.patient_column)
+        if named != (None, None) or data.label_map or data.blank_findings != "missing":
+            manifest = read_manifest(source, data)
+            store.frame, store.label_columns = manifest.frame, manifest.label_columns
         reporter.note(f"{path}: prepared store, {len(store):,} images of {store.size} px")
         return [store] * (1 + len(forms))
     manifest = read_manifest(source, data)

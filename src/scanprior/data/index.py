@@ -13,7 +13,7 @@ from scanprior.data.arrays import from_medmnist, from_npz
 from scanprior.data.dicom_tree import header_rows, is_dicom
 from scanprior.data.folders import FOLDER_LAYOUTS, from_folder
 from scanprior.data.layouts import LAYOUTS, Layout
-from scanprior.data.manifest import Manifest, describe
+from scanprior.data.manifest import LABEL_ORDER, Manifest, describe
 from scanprior.data.paths import split_reference
 from scanprior.data.readers import is_image_path
 from scanprior.data.tables import (
@@ -210,7 +210,8 @@ def _relabelled(
         frame = frame.rename(columns={patient_column: "patient"})
     if label_columns is None or list(label_columns) == manifest.label_columns:
         return replace(manifest, frame=frame)
-    side = frame.drop(columns=[name for name in manifest.label_columns if name not in label_columns])
+    other = [*manifest.label_columns, LABEL_ORDER]
+    side = frame.drop(columns=[name for name in other if name not in label_columns], errors="ignore")
     text = side.assign(**{name: as_text(side[name]) for name in label_columns if name in side.columns})
     made, names = labels(text, where, label_columns, {"image"})
     return replace(manifest, frame=made, label_columns=names)

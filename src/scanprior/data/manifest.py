@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,9 @@ from scanprior.errors import DataError
 
 _METADATA = b"scanprior.manifest"
 _VERSION = 1
+LABEL_ORDER = "label_order"
+"""The column that numbers the classes where they have an order of their own, as grades have."""
+
 _ROLES = {
     "patient": tables.PATIENT_NAMES,
     "split": tables.SPLIT_NAMES,
@@ -38,7 +42,8 @@ class Manifest:
         frame: columns ``image`` (str), and where known ``patient``, ``split`` (train, val, test),
             ``label`` (str) or one float64 column a finding (1, 0, -1 uncertain, NaN missing),
             ``mask`` (one reference, or several joined by "|" whose union is the mask, as for the
-            left and the right lung), ``site``, and any side columns.
+            left and the right lung), ``site``, ``label_order`` (a number for every class, where they
+            have an order), and any side columns.
         root: folder that relative image references start from.
         label_columns: ["label"] for classes, the findings for multi-label, [] without labels.
         name: short name of the data.
@@ -71,11 +76,35 @@ class Manifest:
 
     @property
     def classes(self) -> list[str]:
-        """Class names (sorted; whole numbers by value) or findings (in the order of the table)."""
+        """Class names or findings, in the order that everything after keeps.
+
+        Findings stand as in the table. Classes are sorted, whole numbers by value; with a column
+        ``label_order`` by the least number that their images have there (several after labels were
+        renamed to one), and classes without a number come last.
+
+        Raises:
+            DataError: ``label_order`` holds something else than numbers.
+        """
         if self.task != "multiclass":
             return list(self.label_columns)
         names = [str(name) for name in self.frame["label"].dropna().unique()]
+        if LABEL_ORDER in self.frame.columns:
+            numbers = self._label_numbers()
+            return sorted(names, key=lambda name: (numbers.get(name, math.inf), name))
         return sorted(names, key=int) if all(map(str.isdecimal, names)) else sorted(names)
+
+    def _label_numbers(self) -> dict[str, float]:
+        """Return the least number that ``label_order`` gives to the images of a class, for those that have one."""
+        given = self.frame[LABEL_ORDER]
+        numbers = pd.to_numeric(given, errors="coerce")
+        wrong = given[given.notna() & numbers.isna()]
+        if len(wrong):
+            raise DataError(
+                f"{self.name}: the column '{LABEL_ORDER}' holds '{wrong.iloc[0]}'; it numbers the classes in their "
+                "order, so write a number for every class or rename the column"
+            )
+        least = numbers.groupby(self.frame["label"]).min().dropna()
+        return {str(name): float(number) for name, number in least.items()}
 
     def subset(self, rows: Sequence[int] | NDArray[np.generic] | pd.Series) -> Manifest:
         """Return the manifest of some rows: a boolean mask of length n, or row positions in the wanted order."""
@@ -163,6 +192,8 @@ class Manifest:
         table = tables.read_table(path)
         if facts is not None:
             root = (path.parent / facts["root"]) if root is None else root
+            if label_columns is not None and list(label_columns) != facts["label_columns"]:
+                table = table.drop(columns=LABEL_ORDER, errors="ignore")  # it is of the other labels
             label_columns = facts["label_columns"] if label_columns is None else label_columns
         frame, found_labels, base = _normalise(
             table,
@@ -264,7 +295,8 @@ def _normalise(
             columns[role] = _masks(text[name], path, base, allow_outside) if role == "mask" else text[name]
     for name in text.columns.difference([*named.values(), *found_labels], sort=False):
         if text[name].notna().any():
-            side = table[name] if path.suffix.lower() == ".parquet" else tables.as_number(text[name])
+            typed = path.suffix.lower() == ".parquet" and name in table.columns  # not one renamed just now
+            side = table[name] if typed else tables.as_number(text[name])
             columns[f"{name} (table)" if name in columns else name] = side
     return pd.DataFrame(columns), found_labels, base
 

@@ -65,6 +65,7 @@ _NEVER_FINDINGS = {
     "nmasks",
     "count",
     "weight",
+    "labelorder",
 }
 _NO_FINDING = {"nofinding", "nofindings", "normal", "none"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from scanprior import keyed
 from scanprior.config import Config
 from scanprior.encoders import Encoder, sample_positions
+from scanprior.errors import DataError
 
 Kind = Literal["multiclass", "multilabel"]
 Uncertain = Literal["ignore", "zeros", "ones", "soft"]
@@ -29,7 +31,9 @@ class ClassifyConfig(Config):
     balance: Literal["none", "loss", "sampling"] = Field(
         "loss", description="rare classes: weighted in the loss, drawn more often, or left as they are"
     )
-    uncertain: Uncertain = Field("ignore", description="labels of -1: left out, taken as 0, as 1, or as soft")
+    uncertain: Uncertain | None = Field(
+        None, description="labels of -1: left out, taken as 0, as 1, or as soft; empty = refused"
+    )
     soft_range: tuple[float, float] = Field((0.55, 0.85), description="uncertain=soft draws the target here")
     neighbours: int = Field(20, gt=0, description="head=knn: neighbours that vote")
     temperature: float = Field(0.07, gt=0, description="head=knn: softmax temperature of their similarity")
@@ -187,6 +191,28 @@ def probabilities(logits: Tensor, kind: Kind) -> Tensor:
     return logits.softmax(dim=1) if kind == "multiclass" else logits.sigmoid()
 
 
+def check_uncertain(values: NDArray[np.float64], findings: Sequence[str], config: ClassifyConfig) -> None:
+    """Refuse uncertain labels for which no policy is named: each of them makes another task.
+
+    Args:
+        values: (N, findings) of the training and validation images.
+        findings: their names.
+        config: names the policy.
+
+    Raises:
+        DataError: labels of -1, and no policy; the sentence names the findings and the policies.
+    """
+    counts = (values == -1).sum(axis=0)
+    if config.uncertain is None and counts.any():
+        unsure = [f"{name} {count:,}" for name, count in zip(findings, counts, strict=True) if count]
+        more = f" and {len(unsure) - 3} more findings" if len(unsure) > 3 else ""
+        raise DataError(
+            f"task.uncertain: training and validation images have labels of -1, which is uncertain "
+            f"({', '.join(unsure[:3])}{more}); say what they count as: ignore (left out), zeros (absent), ones "
+            "(present) or soft (in between), as in --set task.uncertain=ignore"
+        )
+
+
 def resolve_uncertain(
     values: NDArray[np.float64], config: ClassifyConfig, draws: NDArray[np.float64]
 ) -> NDArray[np.float64]:
@@ -194,7 +220,7 @@ def resolve_uncertain(
 
     Args:
         values: (N, findings) with 1, 0, -1 (uncertain) and NaN (missing).
-        config: names the policy.
+        config: names the policy; without one they take no part.
         draws: (N, findings) in [0, 1), used by ``soft`` (Pham et al. 2021, label smoothing regularisation).
 
     Returns:
@@ -202,7 +228,9 @@ def resolve_uncertain(
     """
     low, high = config.soft_range
     fixed = {"ignore": np.nan, "zeros": 0.0, "ones": 1.0}
-    substitute = low + (high - low) * draws if config.uncertain == "soft" else fixed[config.uncertain]
+    substitute = (
+        low + (high - low) * draws if config.uncertain == "soft" else fixed[config.uncertain or "ignore"]
+    )
     return np.where(values == -1, substitute, values)
 
 

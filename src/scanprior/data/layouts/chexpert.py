@@ -32,14 +32,20 @@ OBSERVATIONS = (
 
 _SIDE = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
 _FOLDERS = ("", "CheXpert-v1.0-small", "CheXpert-v1.0", "CheXpert", "CheXpert-v1.0 batch 1 (validate & csv)")
+_RELEASE = "chexpertchestxrays-u20210408"
 _BATCHES = "CheXpert-v1.0 batch * (train *)"
 _TABLES = {"train": ("train.csv",), "val": ("valid.csv",), "test": ("test_labels.csv", "test.csv")}
 _PATH = re.compile(r"(?:.*/)?(?P<folder>train|valid|test)/(?P<patient>patient\d+)/(?P<study>study\d+)/[^/]+")
 
 
+def _places(root: Path) -> list[Path]:
+    """Return the folders that may hold the tables: the given one, and those of published names below it."""
+    return [base / name for base in (root, root / _RELEASE) for name in _FOLDERS]
+
+
 def _home(root: Path) -> Path | None:
-    """Return the folder with the tables: the given one or a child of a published name."""
-    for home in (root / name for name in _FOLDERS):
+    """Return the folder with the tables."""
+    for home in _places(root):
         for table in ("train.csv", "valid.csv"):
             lines = first_lines(home / table, 2)
             if len(lines) == 2 and lines[0].startswith("Path,") and _PATH.fullmatch(lines[1].split(",")[0]):
@@ -56,14 +62,16 @@ def chexpert(root: Path) -> Manifest:
     labelled by radiologists) and, where they are, ``test_labels.csv`` or ``test.csv``; patient and
     study come from the column ``Path``, whose first folder ("CheXpert-v1.0-small" or
     "CheXpert-v1.0") need not exist. The full version's four batch folders, as Stanford AIMI hands
-    them out, are read where they lie. Labels are as given: 1, 0, -1 for uncertain, and an
-    observation that was not mentioned stays missing. An age of 0 counts as missing, since the
-    patients are adults (not verified). The order of columns in the test tables was not verified;
-    they are found by name.
+    them out, are read where they lie, also within ``chexpertchestxrays-u20210408``.
+
+    Labels are as given: 1, 0, -1 for uncertain (which needs a policy, ``task.uncertain``), and an
+    observation that was not mentioned stays missing; ``data.blank_findings=absent`` makes it 0. Of
+    "No Finding" the training table has no 0 at all, so that it can be learned with that alone.
+    ``view`` is AP, PA or what else is given of a frontal image, FRONTAL where nothing is, and LATERAL.
+    An age of 0 counts as missing, since the patients are adults (not verified). The order of columns
+    in the test tables was not verified; they are found by name.
     """
-    home = _home(root) or next(
-        (root / name for name in _FOLDERS if (root / name / "train.csv").is_file()), None
-    )
+    home = _home(root) or next((place for place in _places(root) if (place / "train.csv").is_file()), None)
     if home is None:
         raise DataError(
             f"{root}: not CheXpert; it has train.csv and valid.csv whose column Path holds "
@@ -77,7 +85,10 @@ def chexpert(root: Path) -> Manifest:
     frame = pd.concat(parts, ignore_index=True)
     uncertain = int((frame[list(OBSERVATIONS)] == -1).to_numpy().sum())
     lateral = int((frame["view"] == "LATERAL").sum())
-    traps = [f"{counted(uncertain, 'uncertain label')} kept as -1"] if uncertain else []
+    traps = [f"{counted(uncertain, 'uncertain label')} kept as -1 (see task.uncertain)"] if uncertain else []
+    labelled = frame.loc[frame[list(OBSERVATIONS)].notna().any(axis=1), list(OBSERVATIONS)]
+    blank = int(labelled.isna().to_numpy().sum())
+    traps += [f"{blank:,} not mentioned and missing (see data.blank_findings)"] if blank else []
     traps += [f"{counted(lateral, 'lateral image')} among them (column view)"] if lateral else []
     return finished(frame, root, OBSERVATIONS, "chexpert", "CheXpert", [*traps, *notes])
 
@@ -121,8 +132,10 @@ def _split_rows(root: Path, home: Path, split: str) -> tuple[pd.DataFrame | None
 
 def _prefixes(root: Path, home: Path, folder: str, patients: pd.Series) -> pd.Series:
     """Return for each patient what stands before "patient…/study…" in a reference."""
-    batches = sorted(root.glob(_BATCHES)) if folder == "train" else []
-    places = dict.fromkeys(place for place in (home / folder, root / folder, *batches) if place.is_dir())
+    bases = (root, root / _RELEASE)
+    batches = [batch for base in bases for batch in sorted(base.glob(_BATCHES))] if folder == "train" else []
+    beside = (home / folder, *(base / folder for base in bases), *batches)
+    places = dict.fromkeys(place for place in beside if place.is_dir())
     if len(places) <= 1:
         only = next(iter(places), home / folder)
         return pd.Series(prefix_of(only, root), index=patients.index, dtype="str")

@@ -8,6 +8,7 @@ their own. Not verified on the files themselves: the names of folders and tables
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -30,7 +31,7 @@ DIAGNOSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 
 _PARTS = {"train": "Training", "val": "Validation", "test": "Test"}
 _GROUPINGS = "ISIC2018_Task3_Training_LesionGroupings.csv"
-_IMAGE = re.compile(r"ISIC_\d+")  # not ISIC_…_superpixels
+_IMAGE = re.compile(r"ISIC_\d+(_downsampled)?")  # not ISIC_…_superpixels
 
 
 def _truth(root: Path, split: str) -> Path | None:
@@ -59,8 +60,8 @@ def isic2018(root: Path) -> Manifest:
         )
     parts, notes, unlisted = [], [], 0
     for split, path in tables.items():
-        part = _one_hot(path)
-        images = _images(root, f"ISIC2018_Task3_{_PARTS[split]}_Input")
+        part = one_hot(path, DIAGNOSES)
+        images = images_of(root, f"ISIC2018_Task3_{_PARTS[split]}_Input")
         unlisted += len(images.keys() - set(part["id"]))
         part.insert(0, "image", part["id"].map(images).astype("str"))
         part, said = only_present(part.assign(split=split), root, path)
@@ -74,24 +75,25 @@ def isic2018(root: Path) -> Manifest:
     return finished(frame, root, ["label"], "isic2018", "ISIC 2018 Task 3", [*of_lesions, *notes])
 
 
-def _images(root: Path, folder: str) -> dict[str, str]:
+def images_of(root: Path, folder: str) -> dict[str, str]:
+    """Return the images of a folder, which an archive may hold in one of the same name, by their names."""
     found = images_by_stem(root / folder, root) or images_by_stem(root / folder / folder, root)
     return {stem: image for stem, image in found.items() if _IMAGE.fullmatch(stem)}
 
 
-def _one_hot(path: Path) -> pd.DataFrame:
-    """Return id and label of a ground truth, each row of which has one 1 and six 0.
+def one_hot(path: Path, diagnoses: Sequence[str]) -> pd.DataFrame:
+    """Return id and label (in lower case) of a ground truth, each row of which has one 1 and else 0.
 
     Raises:
         DataError: another row; the sentence names its line.
     """
-    table = published_table(path, ["image", *DIAGNOSES])
+    table = published_table(path, ["image", *diagnoses])
     filled(table["image"], path)
-    values = table[list(DIAGNOSES)].apply(pd.to_numeric, errors="coerce")
+    values = table[list(diagnoses)].apply(pd.to_numeric, errors="coerce")
     odd = table.index[~(values.isin([0, 1]).all(axis=1) & (values.sum(axis=1) == 1))]
     if len(odd):
-        cells = table.loc[odd[0], list(DIAGNOSES)].fillna("nothing")
-        shown = ", ".join(f"{name} {cells[name]}" for name in DIAGNOSES)
+        cells = table.loc[odd[0], list(diagnoses)].fillna("nothing")
+        shown = ", ".join(f"{name} {cells[name]}" for name in diagnoses)
         raise DataError(
             f"{path}: line {int(odd[0]) + 2} gives {table['image'][odd[0]]} {shown}; one diagnosis is 1 and the others "
             "are 0, so unpack the published file again or give a table of your own"
@@ -150,7 +152,7 @@ def isic2018_task1(root: Path) -> Manifest:
 
 
 def _outlines(root: Path, split: str) -> pd.DataFrame:
-    images = _images(root, f"ISIC2018_Task1-2_{_PARTS[split]}_Input")
+    images = images_of(root, f"ISIC2018_Task1-2_{_PARTS[split]}_Input")
     masks = masks_of(root, f"ISIC2018_Task1_{_PARTS[split]}_GroundTruth")
     stems = pd.Series(list(images), dtype="str")
     return pd.DataFrame(
