@@ -47,6 +47,11 @@ def expected_of_class(truth: np.ndarray, score: np.ndarray, cut: float) -> dict[
     }
 
 
+def mean_of_defined(values: list[float]) -> float:
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else np.nan
+
+
 @SMALL
 @given(SEEDS, st.integers(2, 5), st.integers(20, 120), st.integers(1, 3))
 def test_multiclass_metrics_are_those_of_scikit_learn(seed: int, count: int, n: int, digits: int) -> None:
@@ -74,8 +79,12 @@ def test_multiclass_metrics_are_those_of_scikit_learn(seed: int, count: int, n: 
         truth, score = (table["label"] == name).to_numpy(np.int64), table[f"prob:{name}"].to_numpy()
         expected |= {(m, name): v for m, v in expected_of_class(truth, score, 0.3).items()}
     if count > 2:
-        for metric in ("auroc", "average_precision", "sensitivity", "specificity", "f1"):
-            expected[metric, "macro"] = np.mean([expected[metric, name] for name in classes])
+        for metric in ("auroc", "average_precision", "sensitivity", "specificity", "ppv", "f1"):
+            expected[metric, "macro"] = mean_of_defined([expected[metric, name] for name in classes])
+        expected["macro_precision", "all"] = reference.precision_score(
+            table["label"], called, labels=classes, average=None, zero_division=np.nan
+        ).mean()
+        expected["macro_f1", "all"] = reference.f1_score(table["label"], called, average="macro")
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         assert found[key] == pytest.approx(value, abs=1e-12, nan_ok=True), key
@@ -101,8 +110,8 @@ def test_multilabel_metrics_leave_out_unknown_labels(seed: int, n: int, missing:
         expected |= {(m, name): v for m, v in expected_of_class(truth, score, 0.5).items()}
         expected["brier", name] = reference.brier_score_loss(truth, score)
         expected["ece", name] = binned_error(score, truth)
-    for metric in ("auroc", "average_precision", "sensitivity", "specificity", "f1", "brier", "ece"):
-        expected[metric, "macro"] = np.mean([expected[metric, name] for name in findings])
+    for metric in ("auroc", "average_precision", "sensitivity", "specificity", "ppv", "f1", "brier", "ece"):
+        expected[metric, "macro"] = mean_of_defined([expected[metric, name] for name in findings])
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         assert found[key] == pytest.approx(value, abs=1e-12, nan_ok=True), key

@@ -340,6 +340,8 @@ def test_what_can_be_seen_of_a_recipe_is_refused_before_data_are_read(
         ("labels", [6, 1000], r"tasks.screening.labels: ours: 1000 labels asked for and \d+ labelled training images"),
         ("tune", {"labels": [999], "grid": {"engine.lr": [1]}}, "tasks.screening.tune.labels: ours: 999 labels asked"),
         ("labels", [1], "tasks.screening.labels: ours: 1 labels cannot cover the 2 classes"),
+        ("metrics", ["auroc", "quadratic_kappa"],
+         "tasks.screening.metrics: 'quadratic_kappa' cannot be had of ours; .* these are two; take kappa"),
         ("subgroups", {"sex": [1, 2]}, "tasks.screening.subgroups.sex: ours: sex holds [FM]; bands are for finite"),
         ("elsewhere", {"b": {"data": "theirs", "map": {"norml": "normal"}}},
          "tasks.screening.elsewhere.b.map: theirs has no label 'norml'; its labels are abnormal, normal"),

@@ -13,15 +13,14 @@ from torch.nn import functional as F
 from scanprior import keyed
 from scanprior.encoders import Encoder, EncoderConfig, create_encoder
 from scanprior.errors import DataError
+from scanprior.tasks.balance import balance_weights, sampling_weights
 from scanprior.tasks.classify import (
     Classifier,
     ClassifyConfig,
     Kind,
-    balance_weights,
     check_uncertain,
     probabilities,
     resolve_uncertain,
-    sampling_weights,
 )
 from scanprior.tasks.measure import measure
 from scanprior.tasks.probe import fit_linear_probe, fit_neighbours

@@ -21,18 +21,13 @@ from scanprior.data.manifest import Manifest
 from scanprior.data.transforms import Preprocessing
 from scanprior.encoders import Encoder
 from scanprior.engine import Reporter
-from scanprior.errors import DataError
+from scanprior.errors import ConfigError, DataError
+from scanprior.evaluation import why_not
 from scanprior.run import Run
-from scanprior.tasks.classify import (
-    Classifier,
-    ClassifyConfig,
-    Kind,
-    balance_weights,
-    check_uncertain,
-    resolve_uncertain,
-    sampling_weights,
-)
+from scanprior.tasks.balance import balance_weights, sampling_weights
+from scanprior.tasks.classify import Classifier, ClassifyConfig, Kind, check_uncertain, resolve_uncertain
 from scanprior.tasks.measure import measure
+from scanprior.tasks.ordinal import class_order
 from scanprior.tasks.probe import fit_linear_probe, fit_neighbours
 
 
@@ -43,18 +38,26 @@ class Classification(Work):
         task_kind: multi-class or multi-label.
         classes: names in the order of the logits.
         targets: (N,) class numbers or (N, findings) values, for every row of the store.
+        weights: (classes,) loss weights, of the training images alone; None = all alike.
 
     Raises:
         DataError: no labels, fewer than two classes, no labelled training or validation image, uncertain
             labels without a policy.
+        ConfigError: classes in an order that is not known, or a metric that they do not have.
     """
 
     kind = "classify"
     learns = "labels"
     metric = "auroc"
+    metrics = (
+        "auroc", "average_precision", "accuracy", "balanced_accuracy", "macro_f1", "kappa", "quadratic_kappa",
+        "loss",
+    )  # fmt: skip
     task_kind: Kind
     classes: list[str]
+    ordered: bool
     targets: NDArray[np.float64]
+    weights: Tensor | None
 
     def __init__(self, images: Images, config: FinetuneConfig) -> None:
         super().__init__(images, config)
@@ -65,15 +68,19 @@ class Classification(Work):
             raise DataError("the sources hold no labels; give a table with a label column, or class folders")
         self.task_kind = "multiclass" if columns == ["label"] else "multilabel"
         if self.task_kind == "multiclass":
-            self.classes = Manifest(frame[frame["split"] == "train"], Path(), columns).classes
-            if len(self.classes) < 2:
+            trained = Manifest(frame[frame["split"] == "train"], Path(), columns).classes
+            if len(trained) < 2:
                 raise DataError(
-                    f"the training images have {len(self.classes)} class ({', '.join(self.classes)}); two are needed"
+                    f"the training images have {len(trained)} class ({', '.join(trained)}); two are needed"
                 )
+            labels = set(frame["label"].dropna())
+            ordinal = self.settings.head == "ordinal"
+            self.classes = class_order(trained, labels, self.settings.classes, ordinal=ordinal)
             numbers = {name: number for number, name in enumerate(self.classes)}
             self.targets = np.asarray(frame["label"].map(numbers), dtype=np.float64)
             known = ~np.isnan(self.targets)
         else:
+            self._refuse_order()
             self.classes = columns
             values = frame[columns].to_numpy(np.float64)
             check_uncertain(values[frame["split"].isin(["train", "val"])], columns, self.settings)
@@ -82,16 +89,39 @@ class Classification(Work):
             )
             self.targets = resolve_uncertain(values, self.settings, draws)
             known = np.asarray((~np.isnan(self.targets)).any(axis=1))
+        self.ordered = self.settings.ordered(self.classes, self.task_kind)
+        self._check_metric()
         self.divide(known, frame, columns, "labelled image", "label")
+        self.weights = self._weights()
+
+    def _refuse_order(self) -> None:
+        """Refuse settings for classes in an order where there are findings."""
+        given = {"head": self.settings.head, "classes": self.settings.classes}
+        wrong = [name for name, value in given.items() if value not in ("linear", "knn", None)]
+        if wrong:
+            raise ConfigError(
+                f"task.{wrong[0]}: {given[wrong[0]]!r} is for the classes of one label column, and these are findings "
+                f"({', '.join(self.images.store.label_columns)}), each by itself; leave it out"
+            )
+
+    def _check_metric(self) -> None:
+        chosen = self.config.selection.metric
+        reason = why_not(chosen, self.task_kind, self.classes, self.ordered)
+        if reason is not None and chosen != "accuracy":  # which validation has of findings too
+            raise ConfigError(f"selection.metric: {chosen!r} cannot be measured; {reason}")
+
+    def _weights(self) -> Tensor | None:
+        weighting = self.settings.weighting
+        if weighting is None:
+            return None
+        return balance_weights(self.targets[self.train], self.task_kind, len(self.classes), weighting)
 
     def network(self, encoder: Encoder) -> Classifier:
         """Return the encoder with a head."""
-        classes, train = self.classes, self.targets[self.train]
-        balanced = self.settings.balance == "loss"
-        weights = balance_weights(train, self.task_kind, len(classes)) if balanced else None
         return Classifier(
-            encoder, classes, self.task_kind, self.settings, weights, len(train), self.config.engine.seed
-        )
+            encoder, self.classes, self.task_kind, self.settings, self.weights, len(self.train),
+            self.config.engine.seed,
+        )  # fmt: skip
 
     def source(self, preprocessing: Preprocessing) -> TrainingSource:
         """Return the training batches."""
@@ -109,10 +139,13 @@ class Classification(Work):
         )
 
     def validate(self, module: nn.Module, preprocessing: Preprocessing) -> dict[str, float]:
-        """Measure loss, AUROC, average precision and accuracy on the validation images."""
+        """Measure loss, AUROC, average precision, accuracy and so on, on the validation images."""
         assert isinstance(module, Classifier)
         found = module.predict(self._batches(self.val, preprocessing))
-        return measure(found.astype(np.float64), self.targets[self.val], self.task_kind)
+        values = measure(found.astype(np.float64), self.targets[self.val], self.task_kind)
+        if not self.ordered:
+            values.pop("quadratic_kappa", None)
+        return values
 
     def probe(self, model: Classifier, preprocessing: Preprocessing) -> dict[str, Any]:
         """Fit the head on frozen features, without the loop."""
@@ -132,8 +165,11 @@ class Classification(Work):
         return evaluation_batches(self.images.store, rows, preprocessing, self.config.evaluation.batch_size)
 
     def card(self) -> dict[str, Any]:
-        """Return kind and classes."""
-        return {"kind": self.task_kind, "classes": self.classes}
+        """Return kind and classes, and the weights of these in the loss where they have any."""
+        made = {"kind": self.task_kind, "classes": self.classes, "ordered": self.ordered}
+        if self.weights is None or self.config.command == "probe":  # which scikit-learn weighs
+            return made
+        return {**made, "class_weights": dict(zip(self.classes, self.weights.tolist(), strict=True))}
 
     def write_results(
         self, run: Run, module: nn.Module, preprocessing: Preprocessing, reporter: Reporter

@@ -18,7 +18,7 @@ def setting_of(names: Sequence[str], model: Labelled, config: EvaluationConfig) 
     """Return what the members of an ensemble are evaluated with."""
     return Setting(
         members=list(names), classes=model.classes, task=model.kind, positive_class=config.positive_class,
-        resamples=config.resamples, seed=config.seed, level=config.level,
+        ordered=model.ordered, resamples=config.resamples, seed=config.seed, level=config.level,
     )  # fmt: skip
 
 

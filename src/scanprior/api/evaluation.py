@@ -105,6 +105,7 @@ def write_evaluation(
         split_fingerprint=fingerprint,
         thresholds=thresholds,
         positive_class=config.positive_class,
+        ordered=model.ordered,
         resamples=config.resamples,
         seed=config.seed,
         level=config.level,
@@ -365,7 +366,8 @@ def compare(
     return compare_predictions(
         tables[0], tables[1], classes=classes[0], task=runs[0].card["task"]["kind"],
         names=(str(first), str(second)), thresholds=(results[0]["thresholds"], results[1]["thresholds"]),
-        positive_class=results[0]["positive_class"], resamples=resamples, seed=seed,
+        positive_class=results[0]["positive_class"], ordered=runs[0].card["task"].get("ordered"),
+        resamples=resamples, seed=seed,
     )  # fmt: skip
 
 

@@ -124,6 +124,10 @@ def plan_finetuning(
     settled = finetune_config(*layers)
     if getattr(settled.task, "head", None) == "knn" and not probe:
         raise ConfigError("task.head: 'knn' has no weights to train; use scanprior probe --method knn")
+    if probe and getattr(settled.task, "loss", None) == "focal":
+        raise ConfigError(
+            "task.loss: 'focal' is for training; a probe fits logistic regression or takes neighbours, so leave it out"
+        )
     settled.engine.precision = resolve_precision(settled.engine, settled.encoder.name)
     return settled
 

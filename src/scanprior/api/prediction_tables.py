@@ -22,6 +22,7 @@ class Labelled(Protocol):
 
     classes: list[str]
     kind: Kind
+    ordered: bool
 
 
 def predictions_table(

@@ -40,6 +40,7 @@ class Predictor:
     Attributes:
         classes: names, in the order of the columns.
         kind: one class an image, or every finding by itself.
+        ordered: whether the classes are in an order, from least to most.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Predictor:
         self.members, self.combination = list(members), combination
         first = self.members[0].model
         self.classes, self.kind = list(classes or first.classes), first.kind
+        self.ordered = first.ordered and self.classes == first.classes
         self._orders = [[m.model.classes.index(name) for name in self.classes] for m in self.members]
 
     @classmethod

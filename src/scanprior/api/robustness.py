@@ -141,7 +141,7 @@ def _scorer(subject: Subject, table: pd.DataFrame) -> Scorer | MaskScorer:
     model, positive = subject.model, subject.config.positive_class
     if isinstance(model, Segmenter):
         return MaskScorer(table, model.classes.names)
-    return Scorer(table, model.classes, model.kind, subject.thresholds(model), positive)
+    return Scorer(table, model.classes, model.kind, subject.thresholds(model), positive, model.ordered)
 
 
 def _measured(subject: Subject, change: Callable[[ImageStore], ImageStore] | None) -> pd.DataFrame:

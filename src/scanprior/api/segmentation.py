@@ -36,6 +36,7 @@ class Segmentation(Work):
     kind = "segment"
     learns = "masks"
     metric = "dice"
+    metrics = ("dice",)
 
     def __init__(self, images: Images, config: FinetuneConfig) -> None:
         super().__init__(images, config)

@@ -117,10 +117,13 @@ class LabelsConfig(Config):
 class SelectionConfig(Config):
     """What is measured on the validation images while fine-tuning."""
 
-    metric: Literal["auto", "auroc", "accuracy", "dice", "loss", "last"] = Field(
+    metric: Literal[
+        "auto", "auroc", "average_precision", "accuracy", "balanced_accuracy", "macro_f1", "kappa",
+        "quadratic_kappa", "dice", "loss", "last",
+    ] = Field(
         "auto",
         description="the best step by this is kept; auto = auroc, or dice of masks; last = no selection",
-    )
+    )  # fmt: skip
     every: int | None = Field(None, gt=0, description="steps between validations; empty = ten times in all")
 
 

@@ -18,7 +18,7 @@ from scanprior.data.split import label_budget
 from scanprior.data.transforms import Preprocessing
 from scanprior.encoders import Encoder
 from scanprior.engine import Reporter
-from scanprior.errors import DataError
+from scanprior.errors import ConfigError, DataError
 from scanprior.run import Run
 
 Rows = NDArray[np.int64]
@@ -31,6 +31,7 @@ class Work(ABC):
         kind: of the run's card.
         learns: what of the sources is learned from.
         metric: the validation metric that selects the step where the user names none.
+        metrics: those that the user can name.
         train, val: rows of the store that are trained on, after the budget, and validated on.
         unused: split to how many of its images have nothing to learn from, or to be tested by.
         unused_for: what those lack, such as ``label``.
@@ -39,6 +40,7 @@ class Work(ABC):
     kind: ClassVar[str]
     learns: ClassVar[Learn]
     metric: ClassVar[str]
+    metrics: ClassVar[tuple[str, ...]]
     train: Rows
     val: Rows
     unused: dict[str, int]
@@ -46,6 +48,12 @@ class Work(ABC):
 
     def __init__(self, images: Images, config: FinetuneConfig) -> None:
         self.images, self.config = images, config
+        chosen = config.selection.metric
+        if chosen not in ("auto", "last", *self.metrics):
+            raise ConfigError(
+                f"selection.metric: {chosen!r} is not measured by task.name={self.kind}; choose one of "
+                f"{', '.join(self.metrics)}, or last"
+            )
 
     @abstractmethod
     def network(self, encoder: Encoder) -> nn.Module:

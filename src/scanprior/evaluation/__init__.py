@@ -20,8 +20,8 @@ from scanprior.evaluation.evaluate import evaluate
 from scanprior.evaluation.evaluate_masks import MaskScorer, compare_masks, defined_in_all, evaluate_masks
 from scanprior.evaluation.gaps import largest_gap
 from scanprior.evaluation.intervals import LOWER_IS_BETTER, UNBOUNDED
-from scanprior.evaluation.labels import count_patients, groups_of, positive_of
-from scanprior.evaluation.metrics import METRICS, Scorer, cohen_kappa
+from scanprior.evaluation.labels import are_numbers, are_rising, count_patients, groups_of, positive_of
+from scanprior.evaluation.metrics import METRICS, Scorer, cohen_kappa, why_not
 from scanprior.evaluation.ranking import Ranking, auroc, average_precision
 from scanprior.evaluation.replicates import (
     Match,
@@ -55,6 +55,8 @@ __all__ = [
     "Replicates",
     "Scorer",
     "Setting",
+    "are_numbers",
+    "are_rising",
     "auroc",
     "average_precision",
     "averaged",
@@ -93,4 +95,5 @@ __all__ = [
     "truth_matrix",
     "two_sided_p",
     "validate_members",
+    "why_not",
 ]

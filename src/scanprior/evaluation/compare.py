@@ -31,6 +31,7 @@ def compare(
     names: tuple[str, str] = ("first", "second"),
     thresholds: tuple[Thresholds, Thresholds] = (None, None),
     positive_class: str | None = None,
+    ordered: bool | None = None,
     resamples: int = 2000,
     seed: int = 0,
     level: float = 0.95,
@@ -42,7 +43,7 @@ def compare(
             that either could not read is left out of both and counted.
         names: of the two, in this order.
         thresholds: of the two, in this order.
-        classes, task, positive_class, resamples, seed, level: as for ``evaluate``.
+        classes, task, positive_class, ordered, resamples, seed, level: as for ``evaluate``.
 
     Returns:
         ``left_out``: how many images one or both could not read. ``differences``: rows with metric,
@@ -54,7 +55,7 @@ def compare(
     tables, left_out = paired_tables(first, second, names)
     groups, unit = groups_of(tables[0])
     scorers = [
-        Scorer(table, classes, task, cuts, positive_class)
+        Scorer(table, classes, task, cuts, positive_class, ordered)
         for table, cuts in zip(tables, thresholds, strict=True)
     ]
     rows = []

@@ -49,13 +49,14 @@ class Setting:
 
     Attributes:
         members: their names, each once.
-        classes, task, positive_class, resamples, seed, level: as for ``evaluate``.
+        classes, task, positive_class, ordered, resamples, seed, level: as for ``evaluate``.
     """
 
     members: Sequence[str]
     classes: Sequence[str]
     task: Task
     positive_class: str | None = None
+    ordered: bool | None = None
     resamples: int = 2000
     seed: int = 0
     level: float = 0.95
@@ -64,7 +65,7 @@ class Setting:
         """Return the scorer of a table; ``found`` (N, C) = other probabilities than its own."""
         if found is not None:
             table = table.assign(**{f"prob:{name}": found[:, n] for n, name in enumerate(self.classes)})
-        return Scorer(table, self.classes, self.task, cuts, self.positive_class)
+        return Scorer(table, self.classes, self.task, cuts, self.positive_class, self.ordered)
 
     def probabilities(self, table: pd.DataFrame) -> Floats:
         """Return the probabilities (K, N, C) of the members."""

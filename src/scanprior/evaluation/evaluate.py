@@ -26,6 +26,7 @@ def evaluate(
     split_fingerprint: str | None = None,
     thresholds: Mapping[str, Mapping[str, Any]] | None = None,
     positive_class: str | None = None,
+    ordered: bool | None = None,
     resamples: int = 2000,
     seed: int = 0,
     level: float = 0.95,
@@ -41,6 +42,8 @@ def evaluate(
         split_fingerprint: of the split that the images come from.
         thresholds: of ``choose_thresholds``; 0.5 where there is none.
         positive_class: of two classes.
+        ordered: whether the classes are in an order, from least to most, which quadratic kappa needs; None = where
+            they are rising numbers.
         resamples: bootstrap resamples, of patients where known, else of images.
         seed: key of the resamples.
         level: of the intervals.
@@ -54,7 +57,7 @@ def evaluate(
             probability.
     """
     table = readable(predictions, name)
-    scorer = Scorer(table, classes, task, thresholds, positive_class)
+    scorer = Scorer(table, classes, task, thresholds, positive_class, ordered)
     groups, unit = groups_of(table)
     made: dict[str, Any] = {
         "name": name,

@@ -34,6 +34,7 @@ def largest_gap(
     bands: Sequence[float] | None = None,
     thresholds: Thresholds | Sequence[Thresholds | None] | None = None,
     positive_class: str | None = None,
+    ordered: bool | None = None,
     resamples: int = 2000,
     seed: int = 0,
     level: float = 0.95,
@@ -55,7 +56,7 @@ def largest_gap(
 
     Args:
         predictions, column, bands: as for ``subgroups``.
-        classes, task, thresholds, positive_class, resamples, seed, level: as for ``evaluate``.
+        classes, task, thresholds, positive_class, ordered, resamples, seed, level: as for ``evaluate``.
 
     Returns:
         One row a metric and class with first, second (the groups, the higher one first), first_value,
@@ -68,7 +69,8 @@ def largest_gap(
     """
     tables = tables_of(predictions, column)
     numbers, unit = groups_of(tables[0])
-    groups = split_by(tables, groups_by(tables[0], column, bands), classes, task, thresholds, positive_class)
+    found = groups_by(tables[0], column, bands)
+    groups = split_by(tables, found, classes, task, thresholds, positive_class, ordered)
     scorers = [group.scorer for group in groups]
     spreads = resampled(scorers, numbers, resamples, seed, [group.rows for group in groups])
     values = [

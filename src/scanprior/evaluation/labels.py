@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from scanprior.errors import DataError
 Task = Literal["multiclass", "multilabel"]
 
 _UNITS = {"near_duplicates": "near-duplicate group", "patient": "patient"}
+_NUMBER = re.compile(r"^-?\d+(\.\d+)?$")
 _NEGATIVE = re.compile(r"^(normal|negative|no[ _-]?finding|healthy|control|none|benign|0)$", re.IGNORECASE)
 
 
@@ -35,6 +37,19 @@ def positive_of(classes: Sequence[str], positive_class: str | None = None) -> st
         return positive_class
     positive = [name for name in classes if not _NEGATIVE.match(name)]
     return positive[0] if len(positive) == 1 else classes[-1]
+
+
+def are_numbers(classes: Sequence[str]) -> bool:
+    """Return whether all class names are numbers, such as the grades 0 to 4."""
+    return all(_NUMBER.match(name) for name in classes)
+
+
+def are_rising(classes: Sequence[str]) -> bool:
+    """Return whether the class names are numbers that rise: then the classes are taken to be in an order."""
+    if not are_numbers(classes):
+        return False
+    values = [float(name) for name in classes]
+    return all(low < high for low, high in pairwise(values))
 
 
 def truth_of(predictions: pd.DataFrame, name: str, task: Task) -> NDArray[np.float64]:

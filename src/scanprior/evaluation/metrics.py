@@ -16,7 +16,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scanprior.evaluation.labels import Task, check_labels, positive_of, probability_of, truth_of
+from scanprior.evaluation.labels import (
+    Task,
+    are_rising,
+    check_labels,
+    positive_of,
+    probability_of,
+    truth_of,
+)
 from scanprior.evaluation.ranking import Ranking
 from scanprior.evaluation.scoring import Key
 
@@ -26,7 +33,7 @@ BINS = 15
 
 METRICS = (
     "auroc", "average_precision", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv", "f1",
-    "kappa", "brier", "ece",
+    "macro_precision", "macro_f1", "kappa", "quadratic_kappa", "brier", "ece",
 )  # fmt: skip
 """Names of all metrics of classification; some are of multi-class tables alone."""
 
@@ -36,18 +43,52 @@ _UNDEFINED = {
     "ppv": "no image is called positive",
     "npv": "no image is called negative",
     "f1": "no image is positive",
+    "macro_precision": "no image is called one of the classes",
+    "macro_f1": "a class has no image",
     "kappa": "all images are of one class and called so",
+    "quadratic_kappa": "all images are of one class and called so",
     "balanced_accuracy": "a class has no image",
 }
+
+
+_OF_ONE_CLASS = frozenset(
+    {"accuracy", "balanced_accuracy", "macro_precision", "macro_f1", "kappa", "quadratic_kappa"}
+)
+_WITH_TWO = {"macro_precision": "ppv", "macro_f1": "f1", "quadratic_kappa": "kappa"}
+"""Metrics of three or more classes, and what stands for them where there are two."""
+
+
+def why_not(metric: str, task: Task, classes: Sequence[str], ordered: bool) -> str | None:
+    """Return why no evaluation of such classes has a metric of ``METRICS``; None = it has.
+
+    Args:
+        metric: its name.
+        task, classes: as for ``Scorer``.
+        ordered: whether the classes are in an order, from least to most.
+    """
+    if metric in _OF_ONE_CLASS and task != "multiclass":
+        return "it is of images with one class each, and these have findings"
+    if metric in _WITH_TWO and len(classes) < 3:
+        return f"it is of three classes or more, and these are two; take {_WITH_TWO[metric]}"
+    if metric == "quadratic_kappa" and not ordered:
+        return (
+            f"it is of classes in an order, and {', '.join(classes)} are in none that is known; give them from least "
+            "to most in task.classes"
+        )
+    return None
 
 
 class Scorer:
     """Computes every metric of one table of predictions.
 
     Two classes: ranking and threshold metrics of the positive class. More classes, or findings:
-    of each one against the rest, and their macro mean over those where it is defined. Accuracy,
-    balanced accuracy, Cohen's kappa of multi-class tables take the most probable class;
-    sensitivity, specificity, predictive values and F1 of a class take its threshold (0.5 if none).
+    of each one against the rest, and their macro mean over those where it is defined; that of AUROC is
+    scikit-learn's ``multi_class="ovr"`` and that of average precision is known as mAP. Accuracy,
+    balanced accuracy, kappa and quadratic kappa of multi-class tables take the most probable class, and so do
+    macro precision and macro F1 (means over three classes or more; NaN where a class is never called, or
+    has no image); sensitivity, specificity, predictive values and F1 of a class take its threshold (0.5 if none).
+    Quadratic kappa weighs a disagreement by the square of its distance in the order of the classes (Cohen
+    1968, Psychological Bulletin 70:213); it is there where the classes, three or more, are in an order.
     The Brier score of more than two classes is the sum over the classes (Brier 1950), in [0, 2];
     of two classes or a finding it is the squared error of the one probability, in [0, 1].
 
@@ -57,6 +98,7 @@ class Scorer:
         task: multi-class or multi-label.
         thresholds: class to ``{"value": ...}``.
         positive_class: of two classes.
+        ordered: whether the classes are in an order, from least to most; None = where they are rising numbers.
 
     Raises:
         DataError: a column is missing, or holds what is no label or no probability.
@@ -69,12 +111,14 @@ class Scorer:
         task: Task,
         thresholds: Mapping[str, Mapping[str, Any]] | None = None,
         positive_class: str | None = None,
+        ordered: bool | None = None,
     ) -> None:
         if task == "multiclass":
             check_labels(predictions, classes)
         self.task, self.classes = task, list(classes)
         binary = task == "multiclass" and len(classes) == 2
         self.positive = positive_of(classes, positive_class) if binary else None
+        self.ordered = task == "multiclass" and (are_rising(classes) if ordered is None else ordered)
         self.scored = [self.positive] if self.positive is not None else self.classes
         self.truth = {name: truth_of(predictions, name, task) for name in self.classes}
         self.probability = {name: probability_of(predictions, name) for name in self.classes}
@@ -84,6 +128,8 @@ class Scorer:
         columns = {("class", name): self._columns_of_class(name) for name in self.scored}
         if task == "multiclass":
             columns["all", ""] = self._columns_of_all()
+            known, true, called = self._most_probable()
+            self._distances = np.where(known, (true - called) ** 2.0, 0.0)
         self._columns = np.concatenate(list(columns.values()), axis=1)
         ends = np.cumsum([part.shape[1] for part in columns.values()])
         self._place = {
@@ -101,7 +147,12 @@ class Scorer:
         for metric in self._averaged():
             made[metric, "macro"] = _mean([made[metric, name] for name in self.scored])
         if self.task == "multiclass":
-            made.update(self._of_all(counts[:, self._place["all", ""]]))
+            of_all = counts[:, self._place["all", ""]]
+            made.update(self._of_all(of_all))
+            if len(self.classes) > 2:
+                made.update(self._of_several(of_all))
+            if self.ordered and len(self.classes) > 2:
+                made["quadratic_kappa", "all"] = self._quadratic_kappa(weights, of_all)
         return made
 
     def confusion(self) -> NDArray[np.int64]:
@@ -168,17 +219,21 @@ class Scorer:
             if self.task == "multilabel":
                 made |= {("brier", name): of(yes | no), ("ece", name): of(yes | no)}
         if self.task == "multiclass":
-            known, truth, _ = self._most_probable()
-            each = [of(known & (truth == number)) for number in range(len(self.classes))]
+            known, truth, found = self._most_probable()
+            numbers = range(len(self.classes))
+            each = [of(known & (truth == number)) for number in numbers]
             common = known & (truth == int(np.argmax(each)))
             made |= {(metric, "all"): of(known) for metric in ("accuracy", "brier", "ece")}
             made["balanced_accuracy", "all"] = min(each)
-            made["kappa", "all"] = min(of(common), of(known & ~common))
+            calls = [known & (found == number) for number in numbers]
+            made["macro_precision", "all"] = min(map(of, calls))
+            made["macro_f1", "all"] = min(of(calls[n] | (known & (truth == n))) for n in numbers)
+            made["kappa", "all"] = made["quadratic_kappa", "all"] = min(of(common), of(known & ~common))
         return made
 
     def _averaged(self) -> tuple[str, ...]:
         findings = ("brier", "ece") if self.task == "multilabel" else ()
-        several = ("auroc", "average_precision", "sensitivity", "specificity", "f1")
+        several = ("auroc", "average_precision", "sensitivity", "specificity", "ppv", "f1")
         return (*several, *findings) if len(self.scored) > 1 else findings
 
     def _sides(self, name: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
@@ -248,6 +303,23 @@ class Scorer:
             "ece": _ratio(np.abs(counts[:, 3 * count + 1 :]).sum(axis=1), total),
         }
         return {(metric, "all"): values for metric, values in made.items()}
+
+    def _of_several(self, counts: Floats) -> dict[Key, Floats]:
+        """Macro means of the most probable class, of counts as ``_of_all`` takes them."""
+        count = len(self.classes)
+        true, called, hits = (counts[:, start : start + count] for start in (0, count, 2 * count))
+        f1 = np.where(true > 0, _ratio(2 * hits, true + called), np.nan)
+        return {
+            ("macro_precision", "all"): _ratio(hits, called).mean(axis=1),
+            ("macro_f1", "all"): f1.mean(axis=1),
+        }
+
+    def _quadratic_kappa(self, weights: Floats, counts: Floats) -> Floats:
+        count = len(self.classes)
+        true, called = counts[:, :count], counts[:, count : 2 * count]
+        place = np.arange(count, dtype=np.float64)
+        expected = ((true @ (place[:, None] - place) ** 2) * called).sum(axis=1)
+        return 1 - _ratio((weights @ self._distances) * true.sum(axis=1), expected)
 
 
 def _gaps(confidence: Floats, right: Floats) -> Floats:

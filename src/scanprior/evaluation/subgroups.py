@@ -50,6 +50,7 @@ def subgroups(
     bands: Sequence[float] | None = None,
     thresholds: Thresholds | Sequence[Thresholds | None] | None = None,
     positive_class: str | None = None,
+    ordered: bool | None = None,
     resamples: int = 2000,
     seed: int = 0,
     level: float = 0.95,
@@ -64,8 +65,8 @@ def subgroups(
             the quartiles of the known ones; images without a value are the group ``unknown``.
         bands: rising edges of a numeric column, such as [0, 18, 40, 65]: groups ``0–17``, ``18–39``,
             ``40–64`` and ``65+``; images below the first edge are a group too.
-        classes, task, thresholds, positive_class, resamples, seed, level: as for ``evaluate``; of several tables
-            a list of thresholds, one for each, or the same for all.
+        classes, task, thresholds, positive_class, ordered, resamples, seed, level: as for ``evaluate``; of several
+            tables a list of thresholds, one for each, or the same for all.
 
     Returns:
         Rows with ``group`` first, and ``patients``: how many patients the ``n`` images are of, None where
@@ -77,7 +78,7 @@ def subgroups(
     tables = tables_of(predictions, column)
     groups = groups_by(tables[0], column, bands)
     parts = []
-    for group in split_by(tables, groups, classes, task, thresholds, positive_class):
+    for group in split_by(tables, groups, classes, task, thresholds, positive_class, ordered):
         numbers, unit = groups_of(group.table)
         scorer, how = group.scorer, (resamples, seed, level)
         if isinstance(scorer, Scorer):  # with DeLong's rows
@@ -122,6 +123,7 @@ def split_by(
     task: GroupTask,
     thresholds: Thresholds | Sequence[Thresholds | None] | None = None,
     positive_class: str | None = None,
+    ordered: bool | None = None,
 ) -> list[Group]:
     """Return the groups that ``groups_by`` found, in its order, each with a scorer of its images in all tables.
 
@@ -137,7 +139,7 @@ def split_by(
         else:
             cuts = _each(thresholds, len(parts))
             scorers = [
-                Scorer(part, classes, task, cut, positive_class)
+                Scorer(part, classes, task, cut, positive_class, ordered)
                 for part, cut in zip(parts, cuts, strict=True)
             ]
         scorer = scorers[0] if len(scorers) == 1 else MeanScorer(scorers)

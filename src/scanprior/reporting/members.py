@@ -87,7 +87,7 @@ def _keys(evaluation: Evaluation) -> list[tuple[str, str]]:
     klass = str(first.get("class"))
     whole = "macro" if klass == "macro" else "all"
     wanted = [(str(first.get("metric")), klass), ("average_precision", klass), ("balanced_accuracy", "all"),
-              ("accuracy", "all"), ("brier", whole), ("ece", whole)]  # fmt: skip
+              ("quadratic_kappa", "all"), ("accuracy", "all"), ("brier", whole), ("ece", whole)]  # fmt: skip
     if evaluation.get("task") == "multiclass":
         wanted = [(m, "all") if m in ("brier", "ece") else (m, k) for m, k in wanted]
     there = {(row.get("metric"), row.get("class")) for row in evaluation.get("metrics") or []}

@@ -12,6 +12,7 @@ from scanprior.config import build, merge
 from scanprior.data.manifest import Manifest
 from scanprior.data.split import label_budget
 from scanprior.errors import ConfigError, DataError, RunError, SplitError
+from scanprior.evaluation import are_rising, why_not
 from scanprior.evaluation.bands import groups_by
 from scanprior.run import RELEASED, Run
 from scanprior.studies.parts import ElsewhereSpec
@@ -66,7 +67,7 @@ def check_starts(recipe: Recipe) -> None:
 
 
 def check_columns(recipe: Recipe, manifests: Mapping[str, Manifest]) -> None:
-    """See that the data have what the tasks name: columns of subgroups, labels that can be renamed.
+    """See that the data have what the tasks name: columns of subgroups, metrics, labels that can be renamed.
 
     Raises:
         DataError: they have not.
@@ -79,6 +80,7 @@ def check_columns(recipe: Recipe, manifests: Mapping[str, Manifest]) -> None:
                     f"tasks.{name}.subgroups: {task.data} has no column {column!r}; its columns are "
                     f"{', '.join(map(str, own.frame.columns))}"
                 )
+        _check_metrics(recipe, name, own)
         for data in dict.fromkeys([task.data, *(spec.data for spec in task.elsewhere.values())]):
             _check_groups(f"tasks.{name}.subgroups", data, manifests[data], task.subgroups)
         for where, spec in task.elsewhere.items():
@@ -90,6 +92,20 @@ def check_columns(recipe: Recipe, manifests: Mapping[str, Manifest]) -> None:
                     )
             else:
                 _check_labels(place, task.data, own, spec, other)
+
+
+def _check_metrics(recipe: Recipe, name: str, manifest: Manifest) -> None:
+    if recipe.segments(name) or manifest.task is None:
+        return
+    task = recipe.tasks[name]
+    layers = [
+        merge(recipe.settings, task.settings, recipe.inits[init].settings) for init in recipe.inits_of(name)
+    ]
+    ordered = are_rising(manifest.classes) or any(layer.get("task", {}).get("classes") for layer in layers)
+    for metric in task.metrics:
+        reason = why_not(metric, manifest.task, manifest.classes, ordered)
+        if reason is not None:
+            raise DataError(f"tasks.{name}.metrics: {metric!r} cannot be had of {task.data}; {reason}")
 
 
 def _check_groups(

@@ -133,7 +133,7 @@ class TaskSpec(Config):
     )
     settings: Tree = Field({}, description="over the settings of the recipe; task.name: segment for masks")
     metrics: Annotated[list[str], Once] = Field(
-        min_length=1, description="of the tables, the first for the figures: auroc, dice, …"
+        min_length=1, description="of the tables, the first for the figures: auroc, quadratic_kappa, dice, …"
     )
     inits: Annotated[list[Name], Field(min_length=1), Once] | None = Field(
         None, description="which, the baseline among them; empty = all"

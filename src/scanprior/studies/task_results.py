@@ -82,6 +82,7 @@ class TaskResults:
         card = Run.open(folder / next(iter(self._steps())).name).card
         self.classes = list(card["task"]["classes"])
         self.task: Task = "multilabel" if card["task"]["kind"] == "multilabel" else "multiclass"
+        self.ordered: bool | None = card["task"].get("ordered")
         self.segments = card["kind"] == "segment"
         known = [
             name
@@ -178,7 +179,7 @@ class TaskResults:
         scorers = [
             MaskScorer(table, self.classes)
             if self.segments
-            else Scorer(table, self.classes, self.task, cut, self.positive)
+            else Scorer(table, self.classes, self.task, cut, self.positive, self.ordered)
             for table, cut in zip(tables, cuts, strict=True)
         ]
         seed = self.resampling if evaluation == self.own else 0  # folds have other patients there

@@ -120,7 +120,7 @@ def _of_groups(task: TaskResults, measure: Callable[..., pd.DataFrame]) -> Itera
         rows = measure(
             tables, column, classes=task.classes, task="segmentation" if task.segments else task.task,
             bands=bands, thresholds=task.cells[labels, init].cuts[evaluation], positive_class=task.positive,
-            resamples=task.recipe.resamples, level=task.recipe.level,
+            ordered=task.ordered, resamples=task.recipe.resamples, level=task.recipe.level,
         )  # fmt: skip
         for row in _chosen(task, rows):
             place = task.place(labels, init, evaluation, (row["metric"], row["class"]))

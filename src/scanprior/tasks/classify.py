@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,6 +17,10 @@ from scanprior import keyed
 from scanprior.config import Config
 from scanprior.encoders import Encoder, sample_positions
 from scanprior.errors import DataError
+from scanprior.evaluation import are_rising
+from scanprior.tasks.balance import Weighting
+from scanprior.tasks.losses import focal_binary_cross_entropy, focal_cross_entropy
+from scanprior.tasks.ordinal import even_steps, ordinal_logits
 
 Kind = Literal["multiclass", "multilabel"]
 Uncertain = Literal["ignore", "zeros", "ones", "soft"]
@@ -25,11 +29,26 @@ Uncertain = Literal["ignore", "zeros", "ones", "soft"]
 class ClassifyConfig(Config):
     """The classification task."""
 
-    head: Literal["linear", "knn"] = Field("linear", description="linear layer, or nearest neighbours")
+    head: Literal["linear", "ordinal", "knn"] = Field(
+        "linear",
+        description="linear layer; ordinal, the same for classes in an order; or nearest neighbours",
+    )
+    classes: list[str] | None = Field(
+        None, min_length=2, description="the labels in their order, from least to most; empty = as sorted"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="before the linear head")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="cross-entropy")
+    loss: Literal["cross_entropy", "focal"] = Field(
+        "cross_entropy", description="focal: what is classified well already counts for little"
+    )
+    focal_gamma: float = Field(2.0, ge=0, description="loss=focal: how little; 0 is the cross-entropy")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a label spread over all classes")
     balance: Literal["none", "loss", "sampling"] = Field(
         "loss", description="rare classes: weighted in the loss, drawn more often, or left as they are"
+    )
+    class_weights: Literal["none", "balanced", "effective"] | None = Field(
+        None,
+        description="balance=loss: weights by one over the number of images of a class (balanced), or over their "
+        "effective number, or none; empty = balanced",
     )
     uncertain: Uncertain | None = Field(
         None, description="labels of -1: left out, taken as 0, as 1, or as soft; empty = refused"
@@ -37,6 +56,37 @@ class ClassifyConfig(Config):
     soft_range: tuple[float, float] = Field((0.55, 0.85), description="uncertain=soft draws the target here")
     neighbours: int = Field(20, gt=0, description="head=knn: neighbours that vote")
     temperature: float = Field(0.07, gt=0, description="head=knn: softmax temperature of their similarity")
+
+    @field_validator("classes")
+    @classmethod
+    def _once(cls, value: list[str] | None) -> list[str] | None:
+        for name in value or ():
+            if value is not None and value.count(name) > 1:
+                raise ValueError(f"{name!r} is given twice")
+        return value
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        if self.loss == "focal" and self.head != "linear":
+            why = "it has a loss of its own" if self.head == "ordinal" else "it has no loss"
+            raise ValueError(f"loss: 'focal' is not for head={self.head}, {why}; set loss=cross_entropy")
+        if self.class_weights in ("balanced", "effective") and self.balance != "loss":
+            raise ValueError(
+                f"class_weights: {self.class_weights!r} weighs the loss, and balance={self.balance} does not; set "
+                "balance=loss, or class_weights=none"
+            )
+        return self
+
+    @property
+    def weighting(self) -> Weighting | None:
+        """How the classes are weighted in the loss; None = alike."""
+        if self.balance != "loss" or self.class_weights == "none":
+            return None
+        return self.class_weights or "balanced"
+
+    def ordered(self, classes: Sequence[str], kind: Kind) -> bool:
+        """Return whether the classes are in an order: one that was given, or that of rising numbers."""
+        return kind == "multiclass" and (self.classes is not None or are_rising(classes))
 
 
 class LinearHead(nn.Module):
@@ -63,6 +113,22 @@ class LinearHead(nn.Module):
             kept = torch.from_numpy((draws >= self.dropout) / (1 - self.dropout))
             features = features * kept.to(features.device, features.dtype)
         return self.linear(features)  # type: ignore[no-any-return]
+
+
+class OrdinalHead(LinearHead):
+    """A linear head for classes in an order: one logit a step between them, made logits of the classes.
+
+    It begins with equal probabilities, as a linear head does [our definition].
+    """
+
+    def __init__(self, width: int, classes: int, dropout: float, seed: int = 0) -> None:
+        super().__init__(width, classes - 1, dropout, seed)
+        with torch.no_grad():
+            self.linear.bias.copy_(even_steps(classes))
+
+    def forward(self, pooled: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Map pooled features (B, D) to logits (B, classes), the logarithms of their probabilities."""
+        return ordinal_logits(super().forward(pooled, positions))
 
 
 class NeighbourHead(nn.Module):
@@ -130,9 +196,15 @@ class Classifier(nn.Module):
         if config.head == "knn":
             self.head = NeighbourHead(encoder.dim, len(classes), bank_images, config, kind)
         else:
-            self.head = LinearHead(encoder.dim, len(classes), config.dropout, seed)
+            made = OrdinalHead if config.head == "ordinal" else LinearHead
+            self.head = made(encoder.dim, len(classes), config.dropout, seed)
         weights = torch.ones(len(classes)) if class_weights is None else class_weights
         self.register_buffer("class_weights", weights)
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the classes are in an order, from least to most."""
+        return self.config.ordered(self.classes, self.kind)
 
     def logits(self, images: Tensor, positions: Tensor | None = None) -> Tensor:
         """Map normalised images (B, C, S, S) to logits (B, classes)."""
@@ -152,18 +224,26 @@ class Classifier(nn.Module):
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
         smooth = self.config.label_smoothing
-        loss = F.cross_entropy(logits, target, self.class_weights, label_smoothing=smooth)
+        weight = self.class_weights[target].sum()
+        if self.config.loss == "focal":
+            each = focal_cross_entropy(logits, target, self.class_weights, smooth, self.config.focal_gamma)
+            loss = each.sum() / weight
+        else:
+            loss = F.cross_entropy(logits, target, self.class_weights, label_smoothing=smooth)
         with torch.no_grad():
             accuracy = (logits.argmax(1) == target).float().mean()
-        return {"loss": loss, "weight": self.class_weights[target].sum(), "accuracy": accuracy}
+        return {"loss": loss, "weight": weight, "accuracy": accuracy}
 
     def _binary(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
         known = ~target.isnan()
         smooth = self.config.label_smoothing
         wanted = target.nan_to_num() * (1 - smooth) + 0.5 * smooth
-        each = F.binary_cross_entropy_with_logits(
-            logits, wanted, pos_weight=self.class_weights, reduction="none"
-        )
+        if self.config.loss == "focal":
+            each = focal_binary_cross_entropy(logits, wanted, self.class_weights, self.config.focal_gamma)
+        else:
+            each = F.binary_cross_entropy_with_logits(
+                logits, wanted, pos_weight=self.class_weights, reduction="none"
+            )
         count = known.sum()
         return {"loss": (each * known).sum() / count.clamp(min=1), "weight": count.float()}
 
@@ -232,29 +312,3 @@ def resolve_uncertain(
         low + (high - low) * draws if config.uncertain == "soft" else fixed[config.uncertain or "ignore"]
     )
     return np.where(values == -1, substitute, values)
-
-
-def balance_weights(targets: NDArray[np.float64], kind: Kind, classes: int) -> Tensor:
-    """Return loss weights (classes,), mean 1 over the images (multi-class), or negatives / positives.
-
-    A finding without a positive or a negative gets weight 1; weights are kept within 1/20 to 20.
-    """
-    if kind == "multiclass":
-        counts = np.bincount(targets.astype(np.int64), minlength=classes).astype(np.float64)
-        weights = len(targets) / (np.count_nonzero(counts) * np.maximum(counts, 1))
-    else:
-        positive, negative = (targets > 0.5).sum(0), (targets <= 0.5).sum(0)
-        weights = np.where((positive > 0) & (negative > 0), negative / np.maximum(positive, 1), 1.0)
-    return torch.from_numpy(np.clip(weights, 0.05, 20.0)).float()
-
-
-def sampling_weights(targets: NDArray[np.float64], kind: Kind, classes: int) -> NDArray[np.float64]:
-    """Return (N,) weights that draw every class equally often (multi-label: by the rarest finding)."""
-    if kind == "multiclass":
-        numbers = targets.astype(np.int64)
-        shares: NDArray[np.float64] = 1.0 / np.bincount(numbers, minlength=classes)[numbers]
-        return shares
-    rarity = 1.0 / np.maximum((targets > 0.5).sum(0), 1)
-    negative = 1.0 / max(1, int((~(targets > 0.5).any(1)).sum()))
-    chosen: NDArray[np.float64] = np.where(targets > 0.5, rarity, 0.0).max(1).clip(min=negative)
-    return chosen

@@ -11,7 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scanprior.tasks.classify import Classifier, Kind, LinearHead, NeighbourHead, probabilities
+from scanprior.tasks.balance import balance_weights
+from scanprior.tasks.classify import (
+    Classifier,
+    ClassifyConfig,
+    Kind,
+    LinearHead,
+    NeighbourHead,
+    probabilities,
+)
 
 Measure = Callable[[NDArray[np.float64], NDArray[np.float64], Kind], dict[str, float]]
 
@@ -84,9 +92,8 @@ def _logistic(
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    balance = None if model.config.balance == "none" else "balanced"
-
     def fit(inputs: NDArray[np.float64], wanted: NDArray[np.int64]) -> Any:
+        balance = _class_weight(model.config, wanted)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             return LogisticRegression(C=strength, class_weight=balance, max_iter=2000).fit(inputs, wanted)
@@ -111,3 +118,11 @@ def _logistic(
         else:
             bias[column] = 10.0 if len(wanted) and wanted[0] else -10.0
     return weight, bias
+
+
+def _class_weight(config: ClassifyConfig, wanted: NDArray[np.int64]) -> Any:
+    """Return the ``class_weight`` of logistic regression on images of these classes, or with a finding or without."""
+    if config.weighting == "effective":
+        weights = balance_weights(wanted.astype(np.float64), "multiclass", int(wanted.max()) + 1, "effective")
+        return {number: float(weights[number]) for number in np.unique(wanted)}
+    return None if config.balance == "none" or config.class_weights == "none" else "balanced"
