@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from scanprior import keyed
 from scanprior.encoders.base import Encoder, EncoderConfig, Features
 from scanprior.encoders.drop_path import key_drop_path
+from scanprior.encoders.vmamba import SHAPES, VMamba
 from scanprior.encoders.weights import load_weights
 from scanprior.errors import ConfigError, WeightsError
 
@@ -62,8 +63,15 @@ def create_encoder(config: EncoderConfig, *, size: int, channels: int, seed: int
 
 def _build(config: EncoderConfig, size: int, channels: int) -> nn.Module:
     architecture = config.name.split(".", 1)[0]
+    if config.name in SHAPES:
+        if config.pretrained:
+            raise ConfigError(
+                f"encoder.pretrained: weights of {config.name} cannot be downloaded;"
+                " give a local file as encoder.weights"
+            )
+        return VMamba(SHAPES[config.name], channels, num_classes=0, drop_path_rate=config.drop_path)
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
+        near = difflib.get_close_matches(architecture, [*SHAPES, *timm.list_models()], n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "see `scanprior encoders`"
         raise ConfigError(f"encoder.name: timm has no network {config.name!r}; {hint}")
     arguments: dict[str, Any] = {"img_size": size, **config.overrides()}
