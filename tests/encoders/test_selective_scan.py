@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import pytest
-import slow_scan
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from encoders import slow_scan
 from scanprior.encoders import selective_scan as module
 from scanprior.encoders.selective_scan import selective_scan, selective_scan_2d
 

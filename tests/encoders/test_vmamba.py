@@ -4,12 +4,12 @@ import math
 import re
 
 import pytest
-import slow_scan
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from timm.models import group_parameters
 
+from encoders import slow_scan
 from scanprior.encoders import EncoderConfig, KeyedDropPath, create_encoder, sample_positions
 from scanprior.encoders.vmamba import SHAPES, SS2D, Shape, VMamba, checkpoint_filter_fn
 from scanprior.engine.optimizer import parameter_groups
