@@ -15,6 +15,8 @@ from scanprior.encoders.vmamba import SHAPES, SS2D, Shape, VMamba, checkpoint_fi
 from scanprior.engine.optimizer import parameter_groups
 from scanprior.engine.settings import EngineConfig
 from scanprior.errors import ConfigError, WeightsError
+from scanprior.tasks.classify import Classifier, ClassifyConfig
+from scanprior.tasks.decoders import make_decoder
 
 SMALL = Shape(16, (1, 2, 1, 1), 2.0)
 
@@ -236,6 +238,20 @@ def test_norm_only_training():
     assert trained and all(re.search(r"norm|patch_embed\.[27]|downsample\.3", name) for name in trained)
     encoder(torch.randn(2, 1, 32, 32)).pooled.square().sum().backward()
     assert all(weight.grad is not None for weight in encoder.parameters() if weight.requires_grad)
+
+
+def test_tasks_take_it():
+    """Layer decay of the classifier and the decoder of masks, which ask more of a network than its features."""
+    encoder = make()
+    task = Classifier(encoder, ["a", "b"], "multiclass", ClassifyConfig())
+    groups = parameter_groups(task, EngineConfig(steps=1, layer_decay=0.5))
+    scales = {name: group["lr_scale"] for group in groups for name in group["names"]}
+    assert scales["head.linear.weight"] == 1
+    assert scales["encoder.net.layers.3.blocks.0.op.A_logs"] == 0.5
+    assert scales["encoder.net.patch_embed.0.weight"] == 0.5**6
+    pytest.importorskip("segmentation_models_pytorch")
+    images = torch.randn(2, 1, 64, 64)
+    assert make_decoder(encoder, "auto", 16)(images, encoder(images)).shape[-2:] == (64, 64)
 
 
 # ---- weights

@@ -22,7 +22,10 @@ class EncoderConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field("vit_tiny_patch16_224", description="any timm model name; a tag after a dot is allowed")
+    name: str = Field(
+        "vit_tiny_patch16_224",
+        description="any timm model name, a tag after a dot is allowed; or vmamba-t, vmamba-s, vmamba-b",
+    )
     pretrained: bool = Field(False, description="download timm's weights (needs a network)")
     weights: str | None = Field(
         None, description="local .safetensors, .pth or .pt file, or a run folder, to start from"
