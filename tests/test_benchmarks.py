@@ -128,6 +128,37 @@ def test_masked_convnext_benchmark_runs(tmp_path: Path, monkeypatch: pytest.Monk
     assert memory.value == pytest.approx(0.5) and memory.met
 
 
+def test_selective_scan_benchmark_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its child processes here: the same script, whose peaks are made up."""
+    from benchmarks import selective_scan
+
+    peaks, sides = iter([100.0, 150.0, 290.0]), []
+
+    def in_process(command: list[str], **_: str) -> Cost:
+        monkeypatch.setattr(sys, "argv", ["-c", *command[3:]])
+        sides.append(command[5])
+        exec(command[2], {})
+        return Cost(0.0, next(peaks))
+
+    monkeypatch.setattr(selective_scan, "cost", in_process)
+    defined, unbound, swin, memory = selective_scan.run(Settings(tmp_path, quick=True, threads=1))
+    assert defined.target == 5 and defined.details["largest_difference"] < 1e-4
+    assert unbound.met is None and unbound.details["largest_difference"] < 1e-4
+    assert swin.value is not None and swin.sense == "<="
+    assert memory.value == pytest.approx(3.8) and memory.met and sides == ["32", "32", "64"]
+
+
+def test_unequal_scans_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import selective_scan
+
+    def wrong(x: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        return selective_scan.unbound(x, *rest[:-1], 1.1 * rest[-1])
+
+    monkeypatch.setitem(selective_scan.LOOPS, "unbound", wrong)
+    with pytest.raises(AssertionError, match="cannot be compared"):
+        selective_scan._against_loop(selective_scan.network("quick"), "unbound", 32, 1, 1, None)
+
+
 def test_memory_benchmark_runs_its_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same command lines, here in this process."""
     from benchmarks import memory

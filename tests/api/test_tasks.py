@@ -148,6 +148,11 @@ def test_classes_stand_in_their_own_order(phantoms: Path, tmp_path: Path) -> Non
     assert made.card()["classes"] == made.classes == ["normal", "abnormal"]
     np.testing.assert_array_equal(made.targets, made.images.frame["label"] == "abnormal")
     assert "label_order" not in side_columns(made.images)
+    assert made.card()["ordered"] and made.settings.classes == ["normal", "abnormal"]
+    ordinal = Classification(*planned(source, {"data.label_columns": ["label"], "task.head": "ordinal"}))
+    assert ordinal.classes == ["normal", "abnormal"]  # text, but in a known order
+    given = {"data.label_columns": ["label"], "task.classes": ["abnormal", "normal"]}
+    assert Classification(*planned(source, given)).classes == ["abnormal", "normal"]
 
 
 @pytest.mark.parametrize("method", ["linear", "knn"])

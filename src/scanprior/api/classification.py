@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from scanprior.api.settings import FinetuneConfig
 from scanprior.api.sources import Images
 from scanprior.api.work import Rows, Work
 from scanprior.data.loader import TrainingSource, evaluation_batches
-from scanprior.data.manifest import Manifest
+from scanprior.data.manifest import LABEL_ORDER, Manifest
 from scanprior.data.transforms import Preprocessing
 from scanprior.encoders import Encoder
 from scanprior.engine import Reporter
@@ -53,6 +54,7 @@ class Classification(Work):
         "auroc", "average_precision", "accuracy", "balanced_accuracy", "macro_f1", "kappa", "quadratic_kappa",
         "loss",
     )  # fmt: skip
+    settings: ClassifyConfig
     task_kind: Kind
     classes: list[str]
     ordered: bool
@@ -62,8 +64,8 @@ class Classification(Work):
     def __init__(self, images: Images, config: FinetuneConfig) -> None:
         super().__init__(images, config)
         assert isinstance(config.task, ClassifyConfig)
-        self.settings = config.task
         frame, columns = images.frame, images.store.label_columns
+        self.settings = _with_known_order(config.task, frame, columns)
         if not columns:
             raise DataError("the sources hold no labels; give a table with a label column, or class folders")
         self.task_kind = "multiclass" if columns == ["label"] else "multilabel"
@@ -178,3 +180,10 @@ class Classification(Work):
         assert isinstance(module, Classifier)
         predictor = Predictor.of(module, preprocessing)
         evaluate_splits(run, self.images, predictor, self.config.evaluation, reporter)
+
+
+def _with_known_order(settings: ClassifyConfig, frame: pd.DataFrame, columns: list[str]) -> ClassifyConfig:
+    """Take the order of the classes from the table of the images, where that has one and the user gives none."""
+    if settings.classes is not None or columns != ["label"] or LABEL_ORDER not in frame.columns:
+        return settings
+    return settings.model_copy(update={"classes": Manifest(frame, Path(), columns).classes})

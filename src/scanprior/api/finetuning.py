@@ -191,7 +191,7 @@ def _card(run: Run, work: Work, preprocessing: Preprocessing, result: dict[str, 
         task={
             "name": config.command,
             **work.card(),
-            "settings": config.task.model_dump(mode="json", exclude={"name"}),
+            "settings": work.settings.model_dump(mode="json", exclude={"name"}),
         },
         preprocessing=preprocessing.model_dump(mode="json"),
         parent=parent_card(config.parent),

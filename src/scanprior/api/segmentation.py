@@ -37,6 +37,7 @@ class Segmentation(Work):
     learns = "masks"
     metric = "dice"
     metrics = ("dice",)
+    settings: SegmentConfig
 
     def __init__(self, images: Images, config: FinetuneConfig) -> None:
         super().__init__(images, config)

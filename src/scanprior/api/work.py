@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import BaseModel
 from torch import nn
 
 from scanprior.api.division import Learn
@@ -32,6 +33,7 @@ class Work(ABC):
         learns: what of the sources is learned from.
         metric: the validation metric that selects the step where the user names none.
         metrics: those that the user can name.
+        settings: of the task, with what the images' table says and the user does not.
         train, val: rows of the store that are trained on, after the budget, and validated on.
         unused: split to how many of its images have nothing to learn from, or to be tested by.
         unused_for: what those lack, such as ``label``.
@@ -41,6 +43,7 @@ class Work(ABC):
     learns: ClassVar[Learn]
     metric: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]]
+    settings: BaseModel
     train: Rows
     val: Rows
     unused: dict[str, int]

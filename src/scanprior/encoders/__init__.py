@@ -5,6 +5,7 @@ from scanprior.encoders.creation import create_encoder
 from scanprior.encoders.drop_path import KeyedDropPath, sample_positions, seed_drop_path
 from scanprior.encoders.masked_convnext import MaskedConvNext
 from scanprior.encoders.timm_encoder import ConvEncoder, VitEncoder
+from scanprior.encoders.vmamba import VMamba
 from scanprior.encoders.weights import LoadReport, load_weights, read_weights
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "LoadReport",
     "MaskedConvNext",
     "Trained",
+    "VMamba",
     "VitEncoder",
     "create_encoder",
     "load_weights",

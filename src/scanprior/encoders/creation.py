@@ -18,6 +18,7 @@ from scanprior.encoders.drop_path import key_drop_path
 from scanprior.encoders.hub import fetch
 from scanprior.encoders.sam2_neck import Sam2FpnEncoder
 from scanprior.encoders.timm_encoder import ConvEncoder, VitEncoder
+from scanprior.encoders.vmamba import SHAPES, VMamba
 from scanprior.encoders.weights import load_weights
 from scanprior.errors import ConfigError, WeightsError
 
@@ -80,6 +81,9 @@ def _built(config: EncoderConfig, size: int, channels: int) -> Encoder:
             )
         trunk = _timm_network(entry.network, config, size, channels, downloads=False)
         return Sam2FpnEncoder(trunk, config, size=size, channels=channels)
+    if entry.family == "vmamba":
+        net = VMamba(SHAPES[entry.name], channels, num_classes=0, drop_path_rate=config.drop_path)
+        return ConvEncoder(net, config, size=size, channels=channels)
     return _coca(entry.network, config, size, channels)
 
 

@@ -51,11 +51,12 @@ def _cosine(start: float, end: float, step: int, steps: int) -> float:
 def parameter_groups(module: nn.Module, config: EngineConfig) -> list[dict[str, Any]]:
     """Group the trainable parameters of a module by weight decay and learning-rate scale.
 
-    Biases and 1-D parameters get no weight decay, nor do the names in ``module.no_weight_decay``.
+    Biases and 1-D parameters get no weight decay, nor do those that the module or a module inside it names in
+    its ``no_weight_decay``, a frozenset.
     With ``layer_decay`` the learning rate of a parameter is scaled by
     ``layer_decay ** depth_from_head``, where the depth comes from ``module.layer_depth(name)``.
     """
-    exempt: frozenset[str] = getattr(module, "no_weight_decay", frozenset())
+    exempt = _exempt(module)
     groups: dict[tuple[bool, float], dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
@@ -71,6 +72,17 @@ def parameter_groups(module: nn.Module, config: EngineConfig) -> list[dict[str, 
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
+
+
+def _exempt(module: nn.Module) -> set[str]:
+    """Return the full names of the parameters that modules want without weight decay; timm's methods do not count."""
+    named = ((place, getattr(part, "no_weight_decay", None)) for place, part in module.named_modules())
+    return {
+        f"{place}.{name}" if place else name
+        for place, names in named
+        if isinstance(names, frozenset)
+        for name in names
+    }
 
 
 def make_optimizer(module: nn.Module, config: EngineConfig) -> torch.optim.AdamW:
