@@ -17,11 +17,11 @@ from scanprior.tasks.balance import balance_weights, sampling_weights
 from scanprior.tasks.classify import (
     Classifier,
     ClassifyConfig,
-    Kind,
     check_uncertain,
     probabilities,
     resolve_uncertain,
 )
+from scanprior.tasks.heads import Kind
 from scanprior.tasks.measure import measure
 from scanprior.tasks.probe import fit_linear_probe, fit_neighbours
 

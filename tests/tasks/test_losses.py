@@ -16,7 +16,8 @@ from scanprior.config import build
 from scanprior.encoders import EncoderConfig, create_encoder
 from scanprior.errors import ConfigError
 from scanprior.tasks.balance import BETA, balance_weights
-from scanprior.tasks.classify import Classifier, ClassifyConfig, Kind, probabilities
+from scanprior.tasks.classify import Classifier, ClassifyConfig, probabilities
+from scanprior.tasks.heads import Kind
 from scanprior.tasks.losses import focal_binary_cross_entropy, focal_cross_entropy
 from scanprior.tasks.measure import measure
 from scanprior.tasks.probe import fit_linear_probe

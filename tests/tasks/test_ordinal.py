@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from scanprior import keyed
 from scanprior.errors import ConfigError
 from scanprior.evaluation import are_rising
-from scanprior.tasks.classify import ClassifyConfig, LinearHead, OrdinalHead, probabilities
+from scanprior.tasks.classify import ClassifyConfig, probabilities
+from scanprior.tasks.heads import LinearHead, OrdinalHead
 from scanprior.tasks.measure import measure
 from scanprior.tasks.ordinal import class_order, ordinal_logits
 

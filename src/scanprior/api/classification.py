@@ -26,7 +26,8 @@ from scanprior.errors import ConfigError, DataError
 from scanprior.evaluation import why_not
 from scanprior.run import Run
 from scanprior.tasks.balance import balance_weights, sampling_weights
-from scanprior.tasks.classify import Classifier, ClassifyConfig, Kind, check_uncertain, resolve_uncertain
+from scanprior.tasks.classify import Classifier, ClassifyConfig, check_uncertain, resolve_uncertain
+from scanprior.tasks.heads import Kind
 from scanprior.tasks.measure import measure
 from scanprior.tasks.ordinal import class_order
 from scanprior.tasks.probe import fit_linear_probe, fit_neighbours

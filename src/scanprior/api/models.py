@@ -90,7 +90,7 @@ def load_classifier(run: Run) -> tuple[Classifier, Preprocessing]:
         WeightsError: its weights do not fit.
     """
     task, pre, encoder = _parts(run, "classify")
-    settings = ClassifyConfig.model_validate(task["settings"])
+    settings = ClassifyConfig.model_validate({**task["settings"], "transformer_weights": None})
     state = load_weights(run.weights)
     images = len(state["head.bank"]) if "head.bank" in state else 0
     model = Classifier(encoder, task["classes"], task["kind"], settings, bank_images=images)

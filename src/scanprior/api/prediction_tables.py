@@ -14,7 +14,7 @@ from scanprior.api.sources import Images, side_columns
 from scanprior.data.split import NEAR_DUPLICATES
 from scanprior.evaluation import choose_thresholds, member_column, member_probabilities
 from scanprior.run import Run
-from scanprior.tasks.classify import Kind
+from scanprior.tasks.heads import Kind
 
 
 class Labelled(Protocol):

@@ -170,7 +170,7 @@ class SS2D(nn.Module):
 
     @torch.no_grad()
     def _init_scan(self) -> None:
-        """Mamba's first values: A = -1..-N, time steps log-uniform in 0.001 to 0.1, D = 1; the projection's are ours."""
+        """Mamba's first values: A = -1..-N, time steps log-uniform in 0.001 to 0.1, D = 1; the projection is ours."""
         self.A_logs.copy_(torch.arange(1, self.d_state + 1).log().expand_as(self.A_logs))
         self.Ds.fill_(1.0)
         self.x_proj_weight.uniform_(-1, 1).mul_(self.x_proj_weight.shape[-1] ** -0.5)

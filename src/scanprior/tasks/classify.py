@@ -13,16 +13,15 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scanprior import keyed
 from scanprior.config import Config
-from scanprior.encoders import Encoder, sample_positions
+from scanprior.encoders import Encoder, Features, sample_positions
 from scanprior.errors import DataError
 from scanprior.evaluation import are_rising
 from scanprior.tasks.balance import Weighting
+from scanprior.tasks.heads import Kind, LinearHead, NeighbourHead, OrdinalHead
 from scanprior.tasks.losses import focal_binary_cross_entropy, focal_cross_entropy
-from scanprior.tasks.ordinal import even_steps, ordinal_logits
+from scanprior.tasks.pooling import Pooling, make_pooling
 
-Kind = Literal["multiclass", "multilabel"]
 Uncertain = Literal["ignore", "zeros", "ones", "soft"]
 
 
@@ -32,6 +31,17 @@ class ClassifyConfig(Config):
     head: Literal["linear", "ordinal", "knn"] = Field(
         "linear",
         description="linear layer; ordinal, the same for classes in an order; or nearest neighbours",
+    )
+    pooling: Pooling = Field(
+        "encoder",
+        description="what the head classifies: the encoder's own pooled vector; attention, a learned query over its "
+        "tokens; transformer, a whole one over them",
+    )
+    transformer: str = Field(
+        "deit_base_patch16_224", description="pooling=transformer: a plain vision transformer of timm's"
+    )
+    transformer_weights: str | None = Field(
+        None, description="pooling=transformer: local file of its weights; empty = from scratch"
     )
     classes: list[str] | None = Field(
         None, min_length=2, description="the labels in their order, from least to most; empty = as sorted"
@@ -70,6 +80,14 @@ class ClassifyConfig(Config):
         if self.loss == "focal" and self.head != "linear":
             why = "it has a loss of its own" if self.head == "ordinal" else "it has no loss"
             raise ValueError(f"loss: 'focal' is not for head={self.head}, {why}; set loss=cross_entropy")
+        if self.head == "knn" and self.pooling != "encoder":
+            raise ValueError(
+                f"pooling: {self.pooling!r} has to be trained, and head=knn is not; use pooling=encoder"
+            )
+        if self.transformer_weights is not None and self.pooling != "transformer":
+            raise ValueError(
+                "transformer_weights: they are of pooling=transformer; set it, or leave them out"
+            )
         if self.class_weights in ("balanced", "effective") and self.balance != "loss":
             raise ValueError(
                 f"class_weights: {self.class_weights!r} weighs the loss, and balance={self.balance} does not; set "
@@ -87,81 +105,6 @@ class ClassifyConfig(Config):
     def ordered(self, classes: Sequence[str], kind: Kind) -> bool:
         """Return whether the classes are in an order: one that was given, or that of rising numbers."""
         return kind == "multiclass" and (self.classes is not None or are_rising(classes))
-
-
-class LinearHead(nn.Module):
-    """Dropout and one linear layer on the pooled features.
-
-    The features are normalised without parameters first (LayerNorm without affine), so that one
-    learning rate serves encoders of different scale [our definition]. Dropout is keyed by sample, so
-    that it does not change with processes and micro-batches.
-    """
-
-    def __init__(self, width: int, classes: int, dropout: float, seed: int = 0) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.dropout, self.seed = dropout, seed
-        self.linear = nn.Linear(width, classes)
-        nn.init.trunc_normal_(self.linear.weight, std=0.01)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, pooled: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Map pooled features (B, D) to logits (B, classes); ``positions`` (B,) are needed in training."""
-        features = self.norm(pooled)
-        if self.training and self.dropout and positions is not None:
-            draws = keyed.uniform(keyed.key(self.seed, "head dropout"), positions.cpu(), features.shape[1])
-            kept = torch.from_numpy((draws >= self.dropout) / (1 - self.dropout))
-            features = features * kept.to(features.device, features.dtype)
-        return self.linear(features)  # type: ignore[no-any-return]
-
-
-class OrdinalHead(LinearHead):
-    """A linear head for classes in an order: one logit a step between them, made logits of the classes.
-
-    It begins with equal probabilities, as a linear head does [our definition].
-    """
-
-    def __init__(self, width: int, classes: int, dropout: float, seed: int = 0) -> None:
-        super().__init__(width, classes - 1, dropout, seed)
-        with torch.no_grad():
-            self.linear.bias.copy_(even_steps(classes))
-
-    def forward(self, pooled: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Map pooled features (B, D) to logits (B, classes), the logarithms of their probabilities."""
-        return ordinal_logits(super().forward(pooled, positions))
-
-
-class NeighbourHead(nn.Module):
-    """Weighted nearest-neighbour votes over a bank of labelled training features.
-
-    The weight of a neighbour is exp(cosine / temperature) (Wu et al. 2018, section 3.4). Logits are
-    log votes (multi-class) or the log-odds of the votes (multi-label).
-    """
-
-    bank: Tensor
-    targets: Tensor
-
-    def __init__(self, width: int, classes: int, images: int, config: ClassifyConfig, kind: Kind) -> None:
-        super().__init__()
-        self.config, self.kind = config, kind
-        self.register_buffer("bank", torch.zeros(images, width))
-        self.register_buffer("targets", torch.zeros(images, classes))
-
-    def fill(self, features: Tensor, targets: Tensor) -> None:
-        """Store features (N, D) and targets: (N, classes) in [0, 1], NaN where missing."""
-        self.bank.copy_(F.normalize(features, dim=1))
-        self.targets.copy_(targets)
-
-    def forward(self, pooled: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Map pooled features (B, D) to logits (B, classes)."""
-        similarity = F.normalize(pooled.float(), dim=1) @ self.bank.T
-        near, index = similarity.topk(min(self.config.neighbours, len(self.bank)), dim=1)
-        weight = (near / self.config.temperature).softmax(dim=1).unsqueeze(2)
-        targets = self.targets[index]
-        known = ~targets.isnan()
-        votes = (weight * targets.nan_to_num(0.5) * known).sum(1) / (weight * known).sum(1).clamp(min=1e-6)
-        votes = votes.clamp(1e-4, 1 - 1e-4)
-        return votes.log() if self.kind == "multiclass" else votes.logit()
 
 
 class Classifier(nn.Module):
@@ -192,12 +135,16 @@ class Classifier(nn.Module):
         super().__init__()
         self.encoder, self.classes, self.kind, self.config = encoder, classes, kind, config
         self._layers: dict[str, int] | None = None
+        self.pooling = make_pooling(config.pooling, encoder, config.transformer, config.transformer_weights)
+        width = self.pooling.dim
         self.head: nn.Module
         if config.head == "knn":
-            self.head = NeighbourHead(encoder.dim, len(classes), bank_images, config, kind)
+            self.head = NeighbourHead(
+                width, len(classes), bank_images, kind, config.neighbours, config.temperature
+            )
         else:
             made = OrdinalHead if config.head == "ordinal" else LinearHead
-            self.head = made(encoder.dim, len(classes), config.dropout, seed)
+            self.head = made(width, len(classes), config.dropout, seed)
         weights = torch.ones(len(classes)) if class_weights is None else class_weights
         self.register_buffer("class_weights", weights)
 
@@ -208,7 +155,11 @@ class Classifier(nn.Module):
 
     def logits(self, images: Tensor, positions: Tensor | None = None) -> Tensor:
         """Map normalised images (B, C, S, S) to logits (B, classes)."""
-        return self.head(self.encoder(images).pooled, positions)  # type: ignore[no-any-return]
+        return self.logits_of(self.encoder(images), positions)
+
+    def logits_of(self, features: Features, positions: Tensor | None = None) -> Tensor:
+        """Map an encoder's features to logits (B, classes)."""
+        return self.head(self.pooling(features), positions)  # type: ignore[no-any-return]
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return ``loss`` over the labelled entries of the batch and their ``weight``.

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scanprior.evaluation import auroc, average_precision, cohen_kappa
-from scanprior.tasks.classify import Kind
+from scanprior.tasks.heads import Kind
 
 
 def measure(found: NDArray[np.float64], targets: NDArray[np.float64], kind: Kind) -> dict[str, float]:

@@ -12,14 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scanprior.tasks.balance import balance_weights
-from scanprior.tasks.classify import (
-    Classifier,
-    ClassifyConfig,
-    Kind,
-    LinearHead,
-    NeighbourHead,
-    probabilities,
-)
+from scanprior.tasks.classify import Classifier, ClassifyConfig, probabilities
+from scanprior.tasks.heads import Kind, LinearHead, NeighbourHead
 
 Measure = Callable[[NDArray[np.float64], NDArray[np.float64], Kind], dict[str, float]]
 
