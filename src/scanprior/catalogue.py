@@ -164,15 +164,15 @@ def _others() -> list[Listed]:
             "hub laion/CoCa-ViT-L-14-laion2B-s13B-b90k",
         ),
         Listed(
-            "vmamba-t", "vmamba_tiny", "scanprior", 29_478_528, 224, "MIT", "",
+            "vmamba-t", "vmamba_tiny", "scanprior", 29_480_064, 224, "MIT", "",
             "vssm1_tiny_0230s_ckpt_epoch_264.pth", "releases of MzeroMiko/VMamba (v2cls)",
         ),
         Listed(
-            "vmamba-s", "vmamba_small", "scanprior", 49_377_216, 224, "MIT", "",
+            "vmamba-s", "vmamba_small", "scanprior", 49_378_752, 224, "MIT", "",
             "vssm_small_0229_ckpt_epoch_222.pth", "releases of MzeroMiko/VMamba (v2cls)",
         ),
         Listed(
-            "vmamba-b", "vmamba_base", "scanprior", 87_530_752, 224, "MIT", "",
+            "vmamba-b", "vmamba_base", "scanprior", 87_532_800, 224, "MIT", "",
             "vssm_base_0229_ckpt_epoch_237.pth", "releases of MzeroMiko/VMamba (v2cls)",
         ),
     ]  # fmt: skip

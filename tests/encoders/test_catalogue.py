@@ -17,8 +17,22 @@ from scanprior.catalogue import Listed, all_listed, listed, network_of
 from scanprior.encoders import EncoderConfig, create_encoder, hub
 from scanprior.errors import ConfigError, WeightsError
 
-LARGEST = 30e6
-"""Parameters; larger networks are built on the meta device, where shapes are followed and nothing is computed."""
+COMPUTED = {
+    name
+    for name in (
+        "dinov2-s",
+        "dinov2-s-reg",
+        "dinov3-s",
+        "hiera-t",
+        "sam2-t",
+        "sam2-t-fpn",
+        "swin-t",
+        "convnext-t",
+        "vmamba-t",
+    )
+}
+"""The smallest of their families. Larger networks are built on the meta device, where shapes are followed and nothing
+is computed; CoCa and AIMv2 compute in the tests against their authors' code, MAE's networks are those of timm."""
 
 SIZES = {
     "dinov2": 42,
@@ -58,11 +72,10 @@ def check_features(encoder, features, count: int) -> None:
 @pytest.mark.parametrize("entry", all_listed(), ids=ids)
 def test_every_listed_encoder_keeps_the_contract(entry: Listed) -> None:
     size = size_of(entry)
-    if entry.parameters > LARGEST:
+    if entry.name not in COMPUTED:
         with torch.device("meta"):
-            for channels in (1, 5):
-                encoder = make(entry.name, size, channels).eval()
-                check_features(encoder, encoder(torch.empty(2, channels, size, size)), 2)
+            encoder = make(entry.name, size, 5).eval()
+            check_features(encoder, encoder(torch.empty(2, 5, size, size)), 2)
         return
     for channels in (1, 5):
         encoder = make(entry.name, size, channels)
@@ -118,7 +131,7 @@ def test_the_list_imports_no_network_library() -> None:
 # ---- an earlier block
 
 
-@pytest.mark.parametrize(("name", "size"), [("mae-b", 32), ("dinov2-s-reg", 28), ("coca-b32", 64)])
+@pytest.mark.parametrize(("name", "size"), [("dinov2-s-reg", 28), ("coca-b32", 64)])
 def test_an_earlier_block_is_the_output(tmp_path: Path, name: str, size: int) -> None:
     whole = make(name, size).eval()
     save_file(

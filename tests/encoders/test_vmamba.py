@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 from timm.models import group_parameters
 
 from encoders import slow_scan
+from scanprior import catalogue
 from scanprior.encoders import EncoderConfig, KeyedDropPath, create_encoder, sample_positions
 from scanprior.encoders.vmamba import SHAPES, SS2D, Shape, VMamba, checkpoint_filter_fn
 from scanprior.engine.optimizer import parameter_groups
@@ -25,6 +27,9 @@ SMALL = Shape(16, (1, 2, 1, 1), 2.0)
 def small(monkeypatch):
     """A small network beside the published ones."""
     monkeypatch.setitem(SHAPES, "vmamba-small", SMALL)
+    monkeypatch.setitem(
+        catalogue._LISTED, "vmamba-small", replace(catalogue.all_listed()[-1], name="vmamba-small")
+    )
 
 
 def make(*, name="vmamba-small", size=64, channels=1, seed=0, **settings):
@@ -339,9 +344,9 @@ def test_unexplained_keys_and_other_networks_are_refused(tmp_path):
 
 
 def test_settings_it_does_not_take_are_errors():
-    with pytest.raises(ConfigError, match=r"cannot be downloaded; give a local file"):
+    with pytest.raises(WeightsError, match=r"is not on the hub; get"):
         make(pretrained=True)
-    with pytest.raises(ConfigError, match=r"encoder.depth: vmamba-small is not a plain vision transformer"):
+    with pytest.raises(ConfigError, match=r"encoder.depth: vmamba-small takes no such setting"):
         make(depth=3)
     with pytest.raises(ConfigError, match=r"no class token"):
         make(pool="cls")

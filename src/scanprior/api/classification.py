@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from scanprior import keyed
 from scanprior.api.evaluation import evaluate_splits
+from scanprior.api.features import FeatureSource, StoredFeatures
 from scanprior.api.predictor import Predictor
 from scanprior.api.settings import FinetuneConfig
 from scanprior.api.sources import Images
@@ -21,7 +22,7 @@ from scanprior.data.loader import TrainingSource, evaluation_batches
 from scanprior.data.manifest import LABEL_ORDER, Manifest
 from scanprior.data.transforms import Preprocessing
 from scanprior.encoders import Encoder
-from scanprior.engine import Reporter
+from scanprior.engine import BatchSource, Reporter
 from scanprior.errors import ConfigError, DataError
 from scanprior.evaluation import why_not
 from scanprior.run import Run
@@ -41,6 +42,7 @@ class Classification(Work):
         classes: names in the order of the logits.
         targets: (N,) class numbers or (N, findings) values, for every row of the store.
         weights: (classes,) loss weights, of the training images alone; None = all alike.
+        features: those of a frozen encoder; None = images are encoded as they come.
 
     Raises:
         DataError: no labels, fewer than two classes, no labelled training or validation image, uncertain
@@ -61,6 +63,7 @@ class Classification(Work):
     ordered: bool
     targets: NDArray[np.float64]
     weights: Tensor | None
+    features: StoredFeatures | None = None
 
     def __init__(self, images: Images, config: FinetuneConfig) -> None:
         super().__init__(images, config)
@@ -119,6 +122,23 @@ class Classification(Work):
             return None
         return balance_weights(self.targets[self.train], self.task_kind, len(self.classes), weighting)
 
+    def keep_features(
+        self, encoder: Encoder, preprocessing: Preprocessing, device: torch.device, reporter: Reporter
+    ) -> None:
+        """Compute the features of a frozen encoder once, where every view of an image is the image."""
+        frozen = self.config.adapt.train == "none" and self.config.adapt.keep_features
+        if not frozen or (self.config.command != "probe" and not self.config.augment.is_off):
+            return
+        self.features = StoredFeatures(
+            encoder.to(device),
+            preprocessing,
+            self.images.store,
+            tokens=self.settings.pooling != "encoder",
+            reporter=reporter,
+        )
+        rows = [self.train, self.val, self.images.rows("val"), self.images.rows("test")]
+        self.features.ensure(np.concatenate(rows))
+
     def network(self, encoder: Encoder) -> Classifier:
         """Return the encoder with a head."""
         return Classifier(
@@ -126,25 +146,35 @@ class Classification(Work):
             self.config.engine.seed,
         )  # fmt: skip
 
-    def source(self, preprocessing: Preprocessing) -> TrainingSource:
+    def source(self, preprocessing: Preprocessing) -> BatchSource:
         """Return the training batches."""
         targets = self.targets[self.train]
         balanced = self.settings.balance == "sampling"
         tensor = torch.from_numpy(targets)
+        tensor = tensor.long() if self.task_kind == "multiclass" else tensor.float()
+        weights = sampling_weights(targets, self.task_kind, len(self.classes)) if balanced else None
+        if self.features is not None:
+            return FeatureSource(
+                self.features, self.train, seed=self.config.engine.seed, targets=tensor, weights=weights
+            )
         return TrainingSource(
             self.images.store,
             self.train,
             augmentation=self.config.augment,
             preprocessing=preprocessing,
             seed=self.config.engine.seed,
-            targets=tensor.long() if self.task_kind == "multiclass" else tensor.float(),
-            weights=sampling_weights(targets, self.task_kind, len(self.classes)) if balanced else None,
+            targets=tensor,
+            weights=weights,
         )
 
     def validate(self, module: nn.Module, preprocessing: Preprocessing) -> dict[str, float]:
         """Measure loss, AUROC, average precision, accuracy and so on, on the validation images."""
         assert isinstance(module, Classifier)
-        found = module.predict(self._batches(self.val, preprocessing))
+        found = (
+            module.predict(self._batches(self.val, preprocessing))
+            if self.features is None
+            else module.predict_features([self.features.read(self.val)])
+        )
         values = measure(found.astype(np.float64), self.targets[self.val], self.task_kind)
         if not self.ordered:
             values.pop("quadratic_kappa", None)
@@ -154,6 +184,8 @@ class Classification(Work):
         """Fit the head on frozen features, without the loop."""
 
         def features(rows: Rows) -> Tensor:
+            if self.features is not None:
+                return self.features.read(rows).pooled
             with torch.no_grad():
                 made = [model.encoder(batch).pooled.float() for batch in self._batches(rows, preprocessing)]
             return torch.cat(made) if made else torch.zeros(0, model.encoder.dim)
@@ -179,7 +211,7 @@ class Classification(Work):
     ) -> None:
         """Predict validation and test images, and evaluate."""
         assert isinstance(module, Classifier)
-        predictor = Predictor.of(module, preprocessing)
+        predictor = Predictor.of(module, preprocessing, self.features)
         evaluate_splits(run, self.images, predictor, self.config.evaluation, reporter)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import nn
 
 from scanprior import keyed
@@ -72,7 +73,7 @@ def finetune(
     if (note := work.unused_note()) is not None:
         session.reporter.note(note)
     preprocessing = _preprocessing(settled, images, base)
-    model = _network(work, settled, preprocessing, session.reporter)
+    model = _network(work, settled, preprocessing, session.fabric.device, session.reporter)
     training = None if probe else _training(model, work, session, preprocessing)
     session.create()
     if training is not None:
@@ -145,11 +146,12 @@ def _preprocessing(config: FinetuneConfig, images: Images, base: Run | None) -> 
 
 
 def _network(
-    work: Work, config: FinetuneConfig, preprocessing: Preprocessing, reporter: Reporter
+    work: Work, config: FinetuneConfig, preprocessing: Preprocessing, device: torch.device, reporter: Reporter
 ) -> nn.Module:
     with keyed.seeded(keyed.key(config.engine.seed, "initial weights")):
         encoder = starting_encoder(config, preprocessing, reporter)
         seed_drop_path(encoder, config.engine.seed)
+        work.keep_features(encoder, preprocessing, device, reporter)
         return work.network(encoder)
 
 

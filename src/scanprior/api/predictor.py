@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from scanprior.api.features import StoredFeatures
 from scanprior.api.sources import Images
 from scanprior.data.fitting import Pixels
 from scanprior.data.readers import ImageData
@@ -22,11 +23,12 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Member:
-    """A classifier, what it expects of an image, and what it is called among others."""
+    """A classifier, what it expects of an image, what it is called among others, and features that are kept for it."""
 
     model: Classifier
     preprocessing: Preprocessing
     name: str = ""
+    features: StoredFeatures | None = None
 
 
 class Predictor:
@@ -56,9 +58,11 @@ class Predictor:
         self._orders = [[m.model.classes.index(name) for name in self.classes] for m in self.members]
 
     @classmethod
-    def of(cls, model: Classifier, preprocessing: Preprocessing) -> Predictor:
-        """Return a single classifier as a predictor."""
-        return cls([Member(model, preprocessing)])
+    def of(
+        cls, model: Classifier, preprocessing: Preprocessing, features: StoredFeatures | None = None
+    ) -> Predictor:
+        """Return a single classifier as a predictor, with the kept features of its frozen encoder if it has any."""
+        return cls([Member(model, preprocessing, features=features)])
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -100,6 +104,12 @@ class Predictor:
 
     def of_stored(self, images: Images, rows: Rows, batch_size: int) -> Floats:
         """Return the probabilities (K, N, classes) that the members give the stored images at ``rows``."""
+        kept = self.members[0].features
+        if kept is not None and len(self.members) == 1:
+            kept.ensure(rows)
+            parts = (kept.read(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size))
+            found = self.members[0].model.predict_features(parts)
+            return found[None, :, self._orders[0]].astype(np.float64)
         made = [np.zeros((len(self.members), 0, len(self.classes)))]
         for start in range(0, len(rows), batch_size):
             part = rows[start : start + batch_size]

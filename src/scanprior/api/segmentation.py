@@ -53,6 +53,11 @@ class Segmentation(Work):
         """Return the encoder with a decoder."""
         return Segmenter(encoder, self.classes, self.settings)
 
+    def keep_features(
+        self, encoder: Encoder, preprocessing: Preprocessing, device: torch.device, reporter: Reporter
+    ) -> None:
+        """Do nothing: decoders need whole pyramids, which are many times as large as the images."""
+
     def source(self, preprocessing: Preprocessing) -> TrainingSource:
         """Return the training batches, masks among them."""
         return TrainingSource(

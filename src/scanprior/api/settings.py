@@ -163,6 +163,10 @@ class AdaptConfig(Config):
         description="weights of the encoder that are trained: all; norm, those of its normalisation layers; none, the "
         "head or decoder alone",
     )
+    keep_features: bool = Field(
+        True,
+        description="train=none, no augmentation, classes: encode every image once, and keep the features in the cache",
+    )
 
 
 class PretrainConfig(Config):

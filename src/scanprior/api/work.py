@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import nn
@@ -14,11 +15,10 @@ from torch import nn
 from scanprior.api.division import Learn
 from scanprior.api.settings import FinetuneConfig
 from scanprior.api.sources import Images
-from scanprior.data.loader import TrainingSource
 from scanprior.data.split import label_budget
 from scanprior.data.transforms import Preprocessing
 from scanprior.encoders import Encoder
-from scanprior.engine import Reporter
+from scanprior.engine import BatchSource, Reporter
 from scanprior.errors import ConfigError, DataError
 from scanprior.run import Run
 
@@ -63,7 +63,13 @@ class Work(ABC):
         """Return the encoder with what the task puts on it."""
 
     @abstractmethod
-    def source(self, preprocessing: Preprocessing) -> TrainingSource:
+    def keep_features(
+        self, encoder: Encoder, preprocessing: Preprocessing, device: torch.device, reporter: Reporter
+    ) -> None:
+        """Compute once, on a device, what a frozen encoder makes of the images, where the task can use it."""
+
+    @abstractmethod
+    def source(self, preprocessing: Preprocessing) -> BatchSource:
         """Return the training batches."""
 
     @abstractmethod

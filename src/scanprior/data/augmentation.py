@@ -76,6 +76,13 @@ class Augmentation(Config):
                 raise ValueError(f"views[{number}].{place}: {first['input']!r} will not do") from None
         return self
 
+    @property
+    def is_off(self) -> bool:
+        """Whether every view of an image is the image."""
+        fixed = Augmentation().model_dump()
+        own = self.model_dump()
+        return all(own[name] == value for name, value in fixed.items())
+
     def for_view(self, view: int) -> Augmentation:
         """Return the settings of view number ``view``."""
         settings = {name: getattr(self, name) for name in Augmentation.model_fields if name != "views"}

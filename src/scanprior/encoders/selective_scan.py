@@ -26,6 +26,7 @@ batch.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -126,6 +127,11 @@ def selective_scan_2d(
     return _scan(x, steps, weight, bias, A, B, C, D, FOUR)
 
 
+def _in_full(x: Tensor) -> AbstractContextManager[object]:
+    """Return a context without autocast, which tensors without values (the meta device) have no notion of."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
 def _check(name: str, given: Tensor, wanted: tuple[int, ...]) -> None:
     if given.shape != wanted:
         raise ValueError(f"{name} has shape {tuple(given.shape)} and must have {wanted}")
@@ -157,7 +163,7 @@ class _Scan(torch.autograd.Function):
     ) -> Tensor:
         y = torch.zeros_like(x) if D is None else x * D.sum(0)
         firsts = [x.new_empty(_firsts_shape(x, A, direction)) for direction in directions]
-        with torch.autocast(x.device.type, enabled=False):
+        with _in_full(x):
             for part, (raw, delta, decay, states) in _parts(x, 4):
                 for k, direction in enumerate(directions):
                     low = steps[part][..., k, :]
@@ -177,7 +183,7 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs, firsts = ctx.saved_tensors[:8], ctx.saved_tensors[8:]
         x, of = inputs[0], _Gradients(inputs, grad)
-        with torch.autocast(x.device.type, enabled=False):
+        with _in_full(x):
             for part, work in _parts(x, 6):
                 for k, direction in enumerate(ctx.directions):
                     of.add(k, direction, part, firsts[k][:, part], work)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -164,14 +164,19 @@ class Classifier(nn.Module):
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return ``loss`` over the labelled entries of the batch and their ``weight``.
 
-        ``batch``: ``views`` (1, B, C, S, S), ``position`` (B,), ``target`` (B,) int64 class numbers,
-        or (B, findings) float in [0, 1] with NaN where missing.
+        ``batch``: ``views`` (1, B, C, S, S), or ``pooled`` (B, D) and ``tokens`` (B, N, D) of a frozen encoder;
+        ``position`` (B,), ``target`` (B,) int64 class numbers, or (B, findings) float in [0, 1] with NaN where missing.
         """
         with sample_positions(batch["position"]):
-            logits = self.logits(batch["views"][0], batch["position"]).float()
+            logits = self._batch_logits(batch).float()
         if self.kind == "multiclass":
             return self._cross_entropy(logits, batch["target"])
         return self._binary(logits, batch["target"])
+
+    def _batch_logits(self, batch: dict[str, Any]) -> Tensor:
+        if "pooled" in batch:
+            return self.logits_of(Features(batch["tokens"], [], batch["pooled"]), batch["position"])
+        return self.logits(batch["views"][0], batch["position"])
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
         smooth = self.config.label_smoothing
@@ -212,7 +217,19 @@ class Classifier(nn.Module):
         """Return probabilities (N, classes) of batches of normalised images, in evaluation mode."""
         device = next(self.parameters()).device
         self.eval()
-        made = [probabilities(self.logits(images.to(device)), self.kind).cpu() for images in batches]
+        return self._probabilities(self.logits(images.to(device)) for images in batches)
+
+    @torch.no_grad()
+    def predict_features(self, batches: Iterable[Features]) -> NDArray[np.float32]:
+        """Return probabilities (N, classes) of batches of the encoder's features, in evaluation mode."""
+        device = next(self.head.parameters()).device
+        self.eval()
+        return self._probabilities(
+            self.logits_of(Features(made.tokens.to(device), [], made.pooled.to(device))) for made in batches
+        )
+
+    def _probabilities(self, logits: Iterable[Tensor]) -> NDArray[np.float32]:
+        made = [probabilities(part, self.kind).cpu() for part in logits]
         return torch.cat(made).numpy() if made else np.zeros((0, len(self.classes)), np.float32)
 
 

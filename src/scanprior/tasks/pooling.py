@@ -103,7 +103,9 @@ class TransformerPooling(Pooler):
                 f"task.transformer: {name!r} cannot be built for {side} x {side} tokens ({reason})"
             ) from error
         if type(net) is not VisionTransformer:
-            raise ConfigError(f"task.transformer: {name} is no plain vision transformer; use deit_base_patch16_224")
+            raise ConfigError(
+                f"task.transformer: {name} is no plain vision transformer; use deit_base_patch16_224"
+            )
         vit = VitEncoder(net, EncoderConfig(name=name), size=side * _PATCH, channels=3)
         if weights is not None:
             load_weights(vit, weights)

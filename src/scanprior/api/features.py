@@ -1,0 +1,200 @@
+"""Features of a frozen encoder, computed once and kept: for probes, trained heads, and one label budget after another.
+
+An image's features depend on the encoder's weights, the preprocessing and the pixels alone, and so does their place
+in the cache. They are computed in blocks of neighbouring stored images, the same whoever asks for which of them, so
+that what is read does not depend on the order of the asking.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scanprior.api.sources import cache_folder
+from scanprior.data.folder_lock import locked
+from scanprior.data.loader import evaluation_batches
+from scanprior.data.store import ImageStore
+from scanprior.data.transforms import Preprocessing
+from scanprior.encoders import Encoder, Features
+from scanprior.engine import Batch, Order, Reporter
+from scanprior.files import replacing
+
+BLOCK = 32
+"""Images that are encoded together."""
+
+FORMAT = 1
+
+Rows = NDArray[np.int64]
+
+
+class StoredFeatures:
+    """The features of a store's images, encoded where they are not kept yet.
+
+    Pooled vectors are kept in float32; tokens, which heads that pool by themselves need, in float16.
+
+    Args:
+        encoder: frozen, in evaluation mode; its weights are part of the place.
+        preprocessing: what it expects.
+        store: the images.
+        tokens: whether tokens are wanted beside the pooled vectors.
+        reporter: told of the work and where it is kept.
+        folder: where to keep them; None = in the user's cache.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        preprocessing: Preprocessing,
+        store: ImageStore,
+        *,
+        tokens: bool,
+        reporter: Reporter,
+        folder: Path | None = None,
+    ) -> None:
+        self.encoder, self.preprocessing, self.store = encoder, preprocessing, store
+        self.tokens, self.reporter = tokens, reporter
+        self.key = features_key(encoder, preprocessing, store)
+        self._kinds = ("pooled", "tokens") if tokens else ("pooled",)
+        self.folder = (cache_folder() if folder is None else folder) / f"features-{self.key}"
+        self._maps: dict[str, NDArray[Any]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # loader workers read what is there, and open the files by themselves
+        return {**self.__dict__, "_maps": {}, "encoder": None, "reporter": None}
+
+    def ensure(self, rows: Rows) -> None:
+        """Encode the images of ``rows`` that are not kept yet, a block at a time.
+
+        Raises:
+            OSError: the disk is full; blocks that are done stay.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        wanted = np.unique(np.asarray(rows, dtype=np.int64) // BLOCK)
+        with locked(self.folder):
+            done = self._done()
+            todo = wanted[done[wanted] == 0]
+            if not len(todo):
+                return
+            self.encoder.eval()
+            device = next(self.encoder.parameters()).device
+            for number, block in enumerate(todo):
+                first, last = block * BLOCK, min((block + 1) * BLOCK, len(self.store))
+                part = np.arange(first, last, dtype=np.int64)
+                (images,) = evaluation_batches(self.store, part, self.preprocessing, BLOCK)
+                with torch.no_grad():
+                    made = self.encoder(images.to(device))
+                self._write("pooled", part, made.pooled.float())
+                if self.tokens:
+                    self._write("tokens", part, made.tokens.half())
+                self._keep(block)
+                self.reporter.counted(number + 1, len(todo), "blocks of images encoded")
+        size = sum(file.stat().st_size for file in self.folder.iterdir()) / 1e6
+        self.reporter.note(f"the encoder's features are kept in {self.folder} ({size:,.0f} MB)")
+
+    def read(self, rows: Rows) -> Features:
+        """Return the kept features of ``rows`` (B,), without a pyramid; the tokens are empty where not wanted."""
+        pooled = torch.from_numpy(self._map("pooled")[rows])
+        tokens = (
+            torch.from_numpy(self._map("tokens")[rows]).float()
+            if self.tokens
+            else pooled.new_zeros(len(pooled), 0, 0)
+        )
+        return Features(tokens, [], pooled)
+
+    def _done(self) -> NDArray[np.uint8]:
+        """Return (blocks,), 1 where everything wanted of a block is kept."""
+        blocks = -(-len(self.store) // BLOCK)
+        done = np.ones(blocks, np.uint8)
+        for kind in self._kinds:
+            kept = self._file(f"{kind}_done")
+            done &= np.load(kept) if kept.is_file() and self._file(kind).is_file() else np.zeros_like(done)
+        return done
+
+    def _keep(self, block: int) -> None:
+        """Say that a block is there, once its values are on the disk."""
+        for kind in self._kinds:
+            self._map(kind).flush()  # type: ignore[attr-defined]
+            kept = self._file(f"{kind}_done")
+            done = np.load(kept) if kept.is_file() else np.zeros(-(-len(self.store) // BLOCK), np.uint8)
+            done[block] = 1
+            with replacing(kept) as part, part.open("wb") as file:
+                np.save(file, done)
+
+    def _write(self, kind: str, rows: Rows, values: Tensor) -> None:
+        if not self._file(kind).is_file():
+            shape = (len(self.store), *values.shape[1:])
+            dtype = values.cpu().numpy().dtype
+            with replacing(self._file(kind)) as part:
+                np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape).flush()
+        self._map(kind)[rows[0] : rows[-1] + 1] = values.cpu().numpy()
+
+    def _map(self, kind: str) -> NDArray[Any]:
+        if kind not in self._maps:
+            self._maps[kind] = np.lib.format.open_memmap(self._file(kind), mode="r+")
+        return self._maps[kind]
+
+    def _file(self, kind: str) -> Path:
+        return self.folder / f"{kind}.npy"
+
+
+class FeatureSource:
+    """Training batches of kept features as a pure function of stream positions, in the order of ``TrainingSource``.
+
+    A batch holds ``pooled`` (B, D), ``tokens`` (B, N, D), ``position`` (B,) int64 and ``target`` (B, ...).
+
+    Args:
+        features: of the encoder; those of ``rows`` are kept.
+        rows: (n,) the rows of the store to train on.
+        seed: seed of the run.
+        targets: (n, ...) one target a row.
+        weights: (n,) sampling weights, or None for every image once a pass.
+    """
+
+    def __init__(
+        self,
+        features: StoredFeatures,
+        rows: Rows,
+        *,
+        seed: int,
+        targets: Tensor,
+        weights: NDArray[np.float64] | None = None,
+    ) -> None:
+        self.features, self.rows, self.targets = features, rows, targets
+        self.order = Order(len(rows), seed, weights)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, positions: Rows, window: Rows) -> Batch:
+        """Return the batch at ``positions``, a part of the global batch at ``window``."""
+        images = self.order(positions)
+        made = self.features.read(self.rows[images])
+        return {
+            "pooled": made.pooled,
+            "tokens": made.tokens,
+            "position": torch.from_numpy(positions),
+            "target": self.targets[torch.from_numpy(images)],
+        }
+
+
+def features_key(encoder: Encoder, preprocessing: Preprocessing, store: ImageStore) -> str:
+    """Return 16 hex digits that change with the encoder's weights, the preprocessing, the images and the libraries."""
+    digest = hashlib.blake2b(digest_size=8)
+    facts = {
+        "format": FORMAT, "encoder": encoder.name, "size": encoder.size, "channels": encoder.channels,
+        "dim": encoder.dim, "preprocessing": preprocessing.model_dump(mode="json"), "store": store.fingerprint,
+        "torch": torch.__version__, "timm": timm.__version__,
+    }  # fmt: skip
+    digest.update(json.dumps(facts, sort_keys=True).encode())
+    for name, value in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
