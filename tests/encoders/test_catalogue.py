@@ -18,18 +18,15 @@ from scanprior.encoders import EncoderConfig, create_encoder, hub
 from scanprior.errors import ConfigError, WeightsError
 
 COMPUTED = {
-    name
-    for name in (
-        "dinov2-s",
-        "dinov2-s-reg",
-        "dinov3-s",
-        "hiera-t",
-        "sam2-t",
-        "sam2-t-fpn",
-        "swin-t",
-        "convnext-t",
-        "vmamba-t",
-    )
+    "dinov2-s",
+    "dinov2-s-reg",
+    "dinov3-s",
+    "hiera-t",
+    "sam2-t",
+    "sam2-t-fpn",
+    "swin-t",
+    "convnext-t",
+    "vmamba-t",
 }
 """The smallest of their families. Larger networks are built on the meta device, where shapes are followed and nothing
 is computed; CoCa and AIMv2 compute in the tests against their authors' code, MAE's networks are those of timm."""
