@@ -167,6 +167,51 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path: Path) -> None:
         train(tmp_path, source=source)
 
 
+class Hungry(ToyModel):
+    """Runs out of memory with more than some images at once."""
+
+    def __init__(self, most: int, error: Exception, together: bool = False) -> None:
+        super().__init__()
+        self.most, self.error, self.supports_accumulation = most, error, not together
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if len(batch["x"]) > self.most:
+            raise self.error
+        return super().forward(batch)
+
+
+GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore")
+CPU = RuntimeError(
+    "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "advice"),
+    [
+        (
+            Hungry(3, GPU),
+            r"8 images at once .*\(CUDA out .* GiB\); 2 do: set engine.micro_batch=2, .* same steps",
+        ),
+        (Hungry(4, CPU, together=True), r"DefaultCPUAllocator.*; 4 do: set engine\.batch_size=4$"),
+        (
+            Hungry(0, MemoryError()),
+            r"\(MemoryError\); no smaller share of them does: use a smaller data\.size",
+        ),
+    ],
+)
+def test_a_batch_that_does_not_fit_into_memory(tmp_path: Path, model: Hungry, advice: str) -> None:
+    with pytest.raises(TrainingError, match=advice):
+        train(tmp_path, model=model)
+    if "micro_batch" in advice:
+        train(tmp_path / "again", model=Hungry(3, GPU), micro_batch=2)
+
+
+def test_other_errors_of_the_network_are_not_taken_for_a_lack_of_memory(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="shapes"):
+        train(tmp_path, model=Hungry(0, RuntimeError("shapes do not fit")))
+
+
 def test_a_batch_without_labels_is_no_error(tmp_path: Path) -> None:
     source = ToySource()
     source.unit[:] = 0

@@ -24,6 +24,7 @@ from scanprior import keyed
 from scanprior.engine.central_processor import keep_freed_memory, use_plain_attention
 from scanprior.engine.checkpoint import Checkpoints, Progress, load_weights, replace_weights
 from scanprior.engine.logs import MetricsLog, Reporter
+from scanprior.engine.memory import fitting, is_out_of_memory
 from scanprior.engine.optimizer import Schedules, clip_gradients, make_optimizer, set_step
 from scanprior.engine.processes import launch, world_size
 from scanprior.engine.settings import EngineConfig
@@ -152,12 +153,47 @@ class _Loop:
             micro = [next(stream) for _ in range(self.shares.accumulation)]
             begun = time.perf_counter()
             lr, decay = set_step(self.raw_optimizer, self.schedules, step)
-            logs = self._step(step, [self.fabric.to_device(batch) for batch in micro])
+            logs = self._fitting_step(step, micro)
             self.progress.step = step + 1
             self.log.add(logs, wait=begun - waited, seconds=time.perf_counter() - waited)
             if (step + 1) % self.config.log_every == 0 or step + 1 == self.total:
                 self._report(step + 1, lr, decay)
             self._milestones(step + 1)
+
+    def _fitting_step(self, step: int, micro: list[Batch]) -> dict[str, Tensor]:
+        try:
+            return self._step(step, [self.fabric.to_device(batch) for batch in micro])
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TrainingError(self._too_much(len(micro[0]["position"]), reason))  # the step's tensors are let go of
+
+    def _too_much(self, images: int, reason: str) -> str:
+        """Say that a batch does not fit into memory, and what would."""
+        self.optimizer.zero_grad()
+        if self.fabric.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+        def attempt(count: int) -> None:
+            places = np.arange(count, dtype=np.int64)
+            batch = self.fabric.to_device(self.training.source.batch(places, places))
+            try:
+                with self.fabric.no_backward_sync(self.module):
+                    self.fabric.backward(self.module(batch)["loss"])
+            finally:
+                self.optimizer.zero_grad()
+
+        several = getattr(self.raw, "supports_accumulation", True)
+        key = "micro_batch" if several else "batch_size"
+        count = fitting(attempt, images)
+        same = ", which takes the same steps" if several else ""
+        advice = (
+            f"{count} do: set engine.{key}={count}{same}"
+            if count
+            else "no smaller share of them does: use a smaller data.size or encoder"
+        )
+        return f"engine.batch_size: {images} images at once do not fit into memory ({reason}); {advice}"
 
     def _step(self, step: int, micro: list[Batch]) -> dict[str, Tensor]:
         """One optimiser step over all micro-batches and processes; the gradient is the exact global mean."""
