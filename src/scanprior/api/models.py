@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from scanprior.api.predictor import Member, Predictor
 from scanprior.api.settings import FinetuneConfig, PretrainConfig
+from scanprior.catalogue import network_of
 from scanprior.data.transforms import Preprocessing
 from scanprior.encoders import Encoder, EncoderConfig, create_encoder
 from scanprior.encoders import load_weights as load_encoder_weights
@@ -25,6 +26,10 @@ from scanprior.tasks.segment import MaskClasses, SegmentConfig, Segmenter
 Network = TypeVar("Network", Classifier, Segmenter)
 
 
+_TRANSFORMERS = ("vit", "ViT", "deit", "aimv2", "swin", "hiera")
+"""What is in the names of networks whose time goes into large matrix products."""
+
+
 def resolve_precision(config: EngineConfig, encoder: str) -> Precision:
     """Return the precision that ``auto`` stands for on this machine.
 
@@ -37,7 +42,8 @@ def resolve_precision(config: EngineConfig, encoder: str) -> Precision:
         return "bf16" if torch.cuda.is_bf16_supported() else "16"
     flags = torch.backends.cpu.get_cpu_capability()
     native = "AVX512" in flags and cpu_computes_bf16()
-    return "bf16" if native and ("vit" in encoder or "deit" in encoder) else "32"
+    network = network_of(encoder)
+    return "bf16" if native and any(word in network for word in _TRANSFORMERS) else "32"
 
 
 def cpu_computes_bf16() -> bool:
