@@ -18,6 +18,7 @@ from scanprior.api.models import load_encoder
 from scanprior.data.store import Store
 from scanprior.data.transforms import Preprocessing, to_input
 from scanprior.engine import Reporter
+from scanprior.errors import ConfigError
 from scanprior.run import Run
 
 FROZEN = {**FROM_PARENT, "adapt.train": "none", "engine.lr": 5e-3, "engine.precision": "32"}
@@ -186,3 +187,12 @@ def test_training_on_kept_features_goes_on_bit_equal(
     )
     first, second = load_file(whole.weights), load_file(again.weights)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_probe_trains_no_pooling(phantoms: Path, pretrained: Run, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"task\.pooling: 'attention' has to be trained.*scanprior finetune"
+    ):
+        api.probe(
+            phantoms, out=tmp_path / "run", parent=pretrained.path, options={**FROM_PARENT, "task.pooling": "attention"}
+        )  # fmt: skip

@@ -129,6 +129,11 @@ def plan_finetuning(
         raise ConfigError(
             "task.loss: 'focal' is for training; a probe fits logistic regression or takes neighbours, so leave it out"
         )
+    if probe and (pooling := getattr(settled.task, "pooling", "encoder")) != "encoder":
+        raise ConfigError(
+            f"task.pooling: {pooling!r} has to be trained, and a probe trains nothing; use scanprior finetune with "
+            "--set adapt.train=none"
+        )
     settled.engine.precision = resolve_precision(settled.engine, settled.encoder.name)
     return settled
 
