@@ -95,6 +95,32 @@ def test_every_listed_encoder_keeps_the_contract(entry: Listed) -> None:
     assert all(torch.equal(value, again[key]) for key, value in encoder.state_dict().items())
 
 
+RESIZED = {
+    "dinov2-s": "pos_embed", "dinov2-s-reg": "pos_embed", "hiera-t": "pos_embed",
+    "swin-t": "layers.2.blocks.0.attn.relative_position_bias_table",
+}  # fmt: skip
+"""What is resampled for another image size; the others compute their positions, or have none."""
+
+
+@pytest.mark.parametrize("name", sorted(COMPUTED))
+def test_weights_serve_other_sizes_and_channels(tmp_path: Path, name: str) -> None:
+    entry = listed(name)
+    assert entry is not None
+    source, size = make(name, size_of(entry)), 64 + 32 if entry.family != "dinov2" else 70
+    tensors = {key: value.contiguous() for key, value in source.net.state_dict().items()}
+    save_file(tensors, tmp_path / "w.safetensors")
+    encoder = make(name, size, 1, weights=str(tmp_path / "w.safetensors")).eval()
+    assert encoder.loaded is not None and not encoder.loaded.missing and not encoder.loaded.left_out
+    assert RESIZED.get(name, "weight") in " ".join(encoder.loaded.resized)
+    grey = torch.randn(1, 1, size, size)
+    with torch.no_grad():
+        check_features(encoder, encoder(grey), 1)
+        colour = make(name, size, 3, weights=str(tmp_path / "w.safetensors")).eval()
+        torch.testing.assert_close(
+            encoder(grey).pooled, colour(grey.expand(-1, 3, -1, -1)).pooled, rtol=1e-3, atol=1e-4
+        )
+
+
 @pytest.mark.parametrize("entry", all_listed(), ids=ids)
 def test_what_is_said_of_it_is_so(entry: Listed) -> None:
     with torch.device("meta"):

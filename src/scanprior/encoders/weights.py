@@ -7,6 +7,7 @@ in an error.
 
 from __future__ import annotations
 
+import math
 import pickle
 import struct
 import sys
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
@@ -149,6 +151,7 @@ def load_weights(encoder: Encoder, path: str | Path) -> LoadReport:
     before = {key: value.shape for key, value in inside.items()}
     state = _convert(inside, net, file)
     _adapt_stem(state, own, net)
+    _adapt_positions(state, own)
     heads = [key for key in state if key not in own and (_is_head(key) or key.startswith(encoder.left_out))]
     left_out += heads + [key for key in before if key not in state and _is_head(key)]
     state = {key: value for key, value in state.items() if key not in heads}
@@ -229,6 +232,18 @@ def _adapt_stem(state: dict[str, Tensor], own: Mapping[str, Tensor], net: Any) -
             state[key] = adapt_input_conv(wanted, state[key])
         elif given == 1 != wanted:
             state[key] = state[key].repeat(1, wanted, 1, 1) / wanted
+
+
+def _adapt_positions(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Resample a grid of positions (1, N, D) without prefix tokens, where timm's conversion does not (Hiera)."""
+    given, wanted = state.get("pos_embed"), own.get("pos_embed")
+    if given is None or wanted is None or given.ndim != 3 or given.shape == wanted.shape:
+        return
+    sides = [math.isqrt(places.shape[1]) for places in (given, wanted)]
+    if given.shape[2] == wanted.shape[2] and [side**2 for side in sides] == [given.shape[1], wanted.shape[1]]:
+        state["pos_embed"] = resample_abs_pos_embed(
+            given, [sides[1]] * 2, [sides[0]] * 2, num_prefix_tokens=0
+        )
 
 
 def _named_by_order(

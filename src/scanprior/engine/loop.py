@@ -167,7 +167,9 @@ class _Loop:
             if not is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TrainingError(self._too_much(len(micro[0]["position"]), reason))  # the step's tensors are let go of
+        raise TrainingError(
+            self._too_much(len(micro[0]["position"]), reason)
+        )  # the step's tensors are let go of
 
     def _too_much(self, images: int, reason: str) -> str:
         """Say that a batch does not fit into memory, and what would."""
