@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scanprior.api.predictor import Member, Predictor
-from scanprior.api.settings import FinetuneConfig, PretrainConfig
+from scanprior.api.settings import AdaptConfig, FinetuneConfig, PretrainConfig
 from scanprior.data.transforms import Preprocessing
 from scanprior.encoders import Encoder, EncoderConfig, create_encoder
 from scanprior.encoders import load_weights as load_encoder_weights
@@ -59,8 +59,32 @@ def starting_encoder(
         reporter.note(f"encoder.weights: {encoder.loaded}")
     if config.parent is not None:
         load_encoder_weights(encoder, Run.open(config.parent).weights)
-    encoder.restrict(config.adapt.train)
+    encoder.restrict(config.adapt.train, config.adapt.from_block, config.adapt.lora)
     return encoder
+
+
+def adaptation(encoder: Encoder, network: nn.Module, adapt: AdaptConfig) -> dict[str, Any]:
+    """Return what a card says of what is trained: the settings, and numbers of parameters.
+
+    Args:
+        encoder: with its adapters, if any: they are trained, and count to nothing else.
+        network: what is trained: the encoder with its head, decoder or objective.
+        adapt: the settings.
+
+    Returns:
+        The settings, and for ``encoder`` and ``head``, which is all the rest but an averaged teacher, how many
+        parameters were ``trained``, ``of`` how many.
+    """
+    trained, whole = encoder.count_parameters()
+    rest = [p for name, p in network.named_parameters() if not name.startswith(("encoder.", "teacher."))]
+    return {
+        **adapt.model_dump(mode="json"),
+        "encoder": {"trained": trained, "of": whole},
+        "head": {
+            "trained": sum(p.numel() for p in rest if p.requires_grad),
+            "of": sum(p.numel() for p in rest),
+        },
+    }
 
 
 def save_encoder(encoder: nn.Module, path: Path) -> None:
