@@ -86,7 +86,8 @@ def finetune(
 ) -> Run:
     options = {
         **FROM_PARENT, **STEPS, "encoder.drop_path": 0.1, "task.dropout": 0.2, "augment.preset": "chest_xray",
-        "selection.every": 3, "engine.ema": 0.8, **{f"engine.{k}": v for k, v in changes.items()},
+        "selection.every": 3, "engine.ema": 0.8,
+        **{k if "." in k else f"engine.{k}": v for k, v in changes.items()},
     }  # fmt: skip
     return api.finetune(
         phantoms, out=out, parent=parent.path, options=options, resume=resume,
@@ -130,6 +131,33 @@ def test_a_killed_finetuning_resumes_bit_equal(
     assert resumed.card["training"]["selected_step"] == whole.card["training"]["selected_step"]
     tables = [(run.path / "evaluations" / "test.json").read_text() for run in (whole, resumed)]
     assert tables[0] == tables[1]
+
+
+def test_a_killed_adaptation_resumes_bit_equal(phantoms: Path, pretrained: Run, tmp_path: Path) -> None:
+    """Low-rank adapters in one block: saved with the state, and merged in the end, averaged as they are."""
+    pytest.importorskip("peft")
+    some = {"adapt.train": "lora", "adapt.from_block": 2, "adapt.lora.rank": 2, "lr": 0.01}
+    whole = finetune(phantoms, tmp_path / "whole", pretrained, **some)
+    killed = tmp_path / "killed"
+    assert in_process(lambda: finetune(phantoms, killed, pretrained, kill=5, **some)) == -signal.SIGKILL
+    state = load_file(killed / "state" / "step-00000004" / "module.safetensors")
+    assert state["encoder.net.blocks.1.attn.qkv.lora_B.default.weight"].any()
+    assert_same_weights(whole, finetune(phantoms, killed, pretrained, resume=True, **some))
+    before, after = load_file(pretrained.weights), load_file(whole.weights)
+    assert {name for name in after if name.startswith("encoder.")} == set(before)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {f"encoder.net.blocks.1.attn.{layer}.weight" for layer in ("qkv", "proj")}
+    size = before["encoder.net.norm.weight"].numel()
+    adapt = whole.card["adapt"]
+    assert adapt["encoder"] == {
+        "trained": 2 * (size + 3 * size) + 2 * (size + size),
+        "of": sum(tensor.numel() for tensor in before.values()),
+    }
+    assert adapt["head"] == {"trained": 2 * size + 2, "of": 2 * size + 2}
+    assert (adapt["train"], adapt["from_block"], adapt["lora"]["rank"]) == ("lora", 2, 2)
+    evaluated = json.loads((whole.path / "evaluations" / "test.json").read_text())
+    again = api.evaluate(whole.path, name="again")  # by the merged weights from the file
+    assert evaluated["metrics"] == again["metrics"]
 
 
 def test_a_kill_while_evaluating_leaves_no_finished_run(

@@ -13,7 +13,7 @@ from torch import nn
 from scanprior import keyed
 from scanprior.api.classification import Classification
 from scanprior.api.lineage import inherited_settings, parent_card, seen_in_pretraining
-from scanprior.api.models import resolve_precision, starting_encoder
+from scanprior.api.models import adaptation, encoder_card, resolve_precision, starting_encoder
 from scanprior.api.segmentation import Segmentation
 from scanprior.api.session import Session
 from scanprior.api.settings import FinetuneConfig, finetune_config, user_layers
@@ -21,7 +21,7 @@ from scanprior.api.sources import KEPT_COLUMNS, Images
 from scanprior.api.work import Work
 from scanprior.config import merge
 from scanprior.data.transforms import Preprocessing
-from scanprior.encoders import seed_drop_path
+from scanprior.encoders import Encoder, seed_drop_path
 from scanprior.engine import Reporter, Training
 from scanprior.engine.checkpoint import replace_weights
 from scanprior.errors import ConfigError
@@ -76,15 +76,19 @@ def finetune(
     model = _network(work, settled, preprocessing, session.fabric.device, session.reporter)
     training = None if probe else _training(model, work, session, preprocessing)
     session.create()
+    encoder = model.encoder
+    assert isinstance(encoder, Encoder)
+    adapted = adaptation(encoder, model, settled.adapt)
     if training is not None:
         result = training.run(resume=resume)
+        encoder.merge_adapters()
     else:
         assert isinstance(work, Classification) and isinstance(model, Classifier)
         result = work.probe(model, preprocessing)
     with session.results() as run:
         if run is not None:
             replace_weights(model.state_dict(), run.weights)
-            run.card = _card(run, work, preprocessing, result)
+            run.card = _card(run, work, preprocessing, encoder, adapted, result)
             work.write_results(run, model, preprocessing, session.reporter)
             run.finish(run.card)
     return Run.open(out)
@@ -118,7 +122,7 @@ def plan_finetuning(
         layers.append(
             {
                 "task": {"name": "classify", "head": probe},
-                "adapt": {"train": "none"},
+                "adapt": {"train": "none", "from_block": None, "lora": None},
                 "augment": {"preset": "none"},
             }
         )
@@ -178,7 +182,14 @@ def _training(model: nn.Module, work: Work, session: Session, preprocessing: Pre
     )
 
 
-def _card(run: Run, work: Work, preprocessing: Preprocessing, result: dict[str, Any]) -> dict[str, Any]:
+def _card(
+    run: Run,
+    work: Work,
+    preprocessing: Preprocessing,
+    encoder: Encoder,
+    adapted: dict[str, Any],
+    result: dict[str, Any],
+) -> dict[str, Any]:
     """Write which image was used for what; return the card."""
     images, config, frame = work.images, work.config, work.images.frame
     used = pd.Series(pd.NA, index=frame.index, dtype="object")
@@ -193,7 +204,8 @@ def _card(run: Run, work: Work, preprocessing: Preprocessing, result: dict[str, 
     return describe(
         work.kind,
         config.engine.seed,
-        encoder=config.encoder.model_dump(mode="json"),
+        encoder=encoder_card(config.encoder, encoder),
+        adapt=adapted,
         objective=None,
         task={
             "name": config.command,

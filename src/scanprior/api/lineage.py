@@ -27,7 +27,7 @@ def inherited_settings(parent: str | Path | None) -> Tree:
     encoder = {
         name: value
         for name, value in run.card["encoder"].items()
-        if name not in ("weights", "pretrained", "drop_path")
+        if name not in ("weights", "pretrained", "revision", "sha256", "drop_path")
     }
     store_size = run.config().get("data", {}).get("store_size")
     return {"data": {**data, "store_size": store_size}, "encoder": encoder}

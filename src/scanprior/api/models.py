@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scanprior.api.predictor import Member, Predictor
-from scanprior.api.settings import FinetuneConfig, PretrainConfig
+from scanprior.api.settings import AdaptConfig, FinetuneConfig, PretrainConfig
 from scanprior.catalogue import network_of
 from scanprior.data.transforms import Preprocessing
 from scanprior.encoders import Encoder, EncoderConfig, create_encoder
@@ -65,8 +65,46 @@ def starting_encoder(
         reporter.note(f"encoder.weights: {encoder.loaded}")
     if config.parent is not None:
         load_encoder_weights(encoder, Run.open(config.parent).weights)
-    encoder.restrict(config.adapt.train)
+    encoder.restrict(config.adapt.train, config.adapt.from_block, config.adapt.lora)
     return encoder
+
+
+def adaptation(encoder: Encoder, network: nn.Module, adapt: AdaptConfig) -> dict[str, Any]:
+    """Return what a card says of what is trained: the settings, and numbers of parameters.
+
+    Args:
+        encoder: with its adapters, if any: they are trained, and count to nothing else.
+        network: what is trained: the encoder with its head, decoder or objective.
+        adapt: the settings.
+
+    Returns:
+        The settings, and for ``encoder`` and ``head``, which is all the rest but an averaged teacher, how many
+        parameters were ``trained``, ``of`` how many.
+    """
+    trained, whole = encoder.count_parameters()
+    rest = [p for name, p in network.named_parameters() if not name.startswith(("encoder.", "teacher."))]
+    return {
+        **adapt.model_dump(mode="json"),
+        "encoder": {"trained": trained, "of": whole},
+        "head": {
+            "trained": sum(p.numel() for p in rest if p.requires_grad),
+            "of": sum(p.numel() for p in rest),
+        },
+    }
+
+
+def encoder_card(config: EncoderConfig, encoder: Encoder) -> dict[str, Any]:
+    """Return what a card says of the network: its settings, and of weights from the hub which ones they were."""
+    settings = config.model_dump(mode="json")
+    if encoder.fetched is None:
+        return settings
+    return {**settings, "revision": encoder.fetched.revision, "sha256": encoder.fetched.sha256}
+
+
+def _built_anew(run: Run) -> EncoderConfig:
+    """Return the settings of a run's encoder without where its first weights were from."""
+    nowhere = {"pretrained": False, "revision": None, "sha256": None, "weights": None}
+    return EncoderConfig.model_validate({**run.card["encoder"], **nowhere})
 
 
 def save_encoder(encoder: nn.Module, path: Path) -> None:
@@ -82,7 +120,7 @@ def load_encoder(run: Run) -> Encoder:
     """
     run.refuse_ensemble()
     pre = run.card["preprocessing"]
-    config = EncoderConfig.model_validate({**run.card["encoder"], "pretrained": False, "weights": None})
+    config = _built_anew(run)
     encoder = create_encoder(config, size=pre["size"], channels=pre["channels"])
     load_encoder_weights(encoder, run.weights)
     return encoder.eval()
@@ -148,7 +186,7 @@ def _parts(run: Run, kind: str) -> tuple[dict[str, Any], Preprocessing, Encoder]
         found = _KINDS.get(run.card["kind"], run.card["kind"])
         raise RunError(f"{run.path}: this run is {found}, and {_KINDS[kind]} is needed here")
     pre = Preprocessing.model_validate(run.card["preprocessing"])
-    config = EncoderConfig.model_validate({**run.card["encoder"], "pretrained": False, "weights": None})
+    config = _built_anew(run)
     return task, pre, create_encoder(config, size=pre.size, channels=pre.channels)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from scanprior import keyed, objectives
 from scanprior.api.lineage import inherited_settings, parent_card
-from scanprior.api.models import resolve_precision, save_encoder, starting_encoder
+from scanprior.api.models import adaptation, encoder_card, resolve_precision, save_encoder, starting_encoder
 from scanprior.api.probing import TrainingProbe
 from scanprior.api.session import Session
 from scanprior.api.settings import PretrainConfig, pretrain_config, user_layers
@@ -98,10 +98,12 @@ def pretrain(
         fabric=session.fabric,
     )
     session.create()
+    adapted = adaptation(module.encoder, module, settled.adapt)
     result = training.run(resume=resume)
+    module.exported_encoder().merge_adapters()
     with session.results() as run:
         if run is not None:
-            _write(run, settled, module, preprocessing, images, rows, result)
+            _write(run, settled, module, preprocessing, images, rows, adapted, result)
     return Run.open(out)
 
 
@@ -224,6 +226,7 @@ def _write(
     preprocessing: Preprocessing,
     images: Images,
     rows: NDArray[np.int64],
+    adapted: dict[str, Any],
     result: dict[str, Any],
 ) -> None:
     save_encoder(module.exported_encoder(), run.weights)
@@ -234,7 +237,8 @@ def _write(
     card = describe(
         "pretrain",
         config.engine.seed,
-        encoder=config.encoder.model_dump(mode="json"),
+        encoder=encoder_card(config.encoder, module.encoder),
+        adapt=adapted,
         objective=config.objective.model_dump(mode="json"),
         task=None,
         preprocessing=preprocessing.model_dump(mode="json"),

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, SerializeAsAny, create_model, field_valid
 from scanprior import objectives
 from scanprior.config import Config, Tree, build, load_yaml, merge, nest, parse_settings
 from scanprior.data.transforms import Augmentation, preset_names, presets
-from scanprior.encoders import EncoderConfig, Trained
+from scanprior.encoders import EncoderConfig, LoraConfig, Trained
 from scanprior.engine import EngineConfig
 from scanprior.errors import ConfigError
 from scanprior.evaluation.combination import Method
@@ -160,13 +160,33 @@ class AdaptConfig(Config):
 
     train: Trained = Field(
         "all",
-        description="weights of the encoder that are trained: all; norm, those of its normalisation layers; none, the "
-        "head or decoder alone",
+        description="weights of the encoder that are trained: all; norm, those of its normalisation layers; lora, "
+        "low-rank adapters that become part of the weights in the end; none, the head or decoder alone",
     )
     keep_features: bool = Field(
         True,
         description="train=none, no augmentation, classes: encode every image once, and keep the features in the cache",
     )
+    from_block: int | None = Field(
+        None,
+        ge=1,
+        description="the first block (stage, in most networks with a pyramid) of which anything is trained, from 1; "
+        "what comes before it stays as it is; empty = the whole network is trained",
+    )
+    lora: LoraConfig | None = Field(None, description="train=lora: the adapters; empty = the defaults")
+
+    @model_validator(mode="after")
+    def _fitting(self) -> AdaptConfig:
+        if self.train == "none" and self.from_block is not None:
+            raise ValueError(
+                f"from_block: {self.from_block} says what is trained, and train: none trains nothing of the encoder; "
+                "leave one of them out"
+            )
+        if self.train != "lora" and self.lora is not None:
+            raise ValueError(f"lora: is for train: lora, found train: {self.train}; leave it out")
+        if self.train == "lora" and self.lora is None:
+            self.lora = LoraConfig.model_validate({})
+        return self
 
 
 class PretrainConfig(Config):
@@ -188,7 +208,7 @@ class PretrainConfig(Config):
     @classmethod
     def _something_learned(cls, value: AdaptConfig) -> AdaptConfig:
         if value.train == "none":
-            raise ValueError("train: none would pretrain nothing of the encoder; use all or norm")
+            raise ValueError("train: none would pretrain nothing of the encoder; use all, norm or lora")
         return value
 
 

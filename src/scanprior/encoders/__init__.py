@@ -1,8 +1,10 @@
 """Encoders: published ones and any timm network as image → tokens, feature pyramid, pooled vector."""
 
+from scanprior.encoders.adapters import LoraConfig
 from scanprior.encoders.base import Encoder, EncoderConfig, Features, Trained
 from scanprior.encoders.creation import create_encoder
 from scanprior.encoders.drop_path import KeyedDropPath, sample_positions, seed_drop_path
+from scanprior.encoders.layers import blocks_of, layers_of
 from scanprior.encoders.masked_convnext import MaskedConvNext
 from scanprior.encoders.timm_encoder import ConvEncoder, VitEncoder
 from scanprior.encoders.vmamba import VMamba
@@ -15,11 +17,14 @@ __all__ = [
     "Features",
     "KeyedDropPath",
     "LoadReport",
+    "LoraConfig",
     "MaskedConvNext",
     "Trained",
     "VMamba",
     "VitEncoder",
+    "blocks_of",
     "create_encoder",
+    "layers_of",
     "load_weights",
     "read_weights",
     "sample_positions",

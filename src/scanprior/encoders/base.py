@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from scanprior.encoders.adapters import Adapters, LoraConfig, attach, is_adapter
+from scanprior.encoders.layers import blocks_of
 from scanprior.errors import ConfigError
 
 if TYPE_CHECKING:
     from scanprior.encoders.hub import Fetched
     from scanprior.encoders.weights import LoadReport
 
-Trained = Literal["all", "norm", "none"]
+Trained = Literal["all", "norm", "lora", "none"]
 """Which weights of an encoder a training changes."""
 
 
@@ -85,6 +87,8 @@ class Encoder(nn.Module):
         depth: number of blocks of a ViT, number of stages else.
         net: the network, under whose names its weights are loaded and saved.
         fixed: whether nothing of it is trained.
+        still: names of modules of the network that stay in evaluation mode while others are trained.
+        adapters: the low-rank adapters that are in the network; None = none.
         left_out: what begins the names of weights that a file may hold beyond the network's, as blocks were left out.
         loaded: what became of the weights file it was made with; None without one.
         fetched: the file of the hub it was made with; None without one.
@@ -102,6 +106,8 @@ class Encoder(nn.Module):
     num_prefix_tokens: int
     depth: int
     fixed = False
+    still: tuple[str, ...] = ()
+    adapters: Adapters | None = None
     left_out: tuple[str, ...] = ()
     loaded: LoadReport | None = None
     fetched: Fetched | None = None
@@ -116,33 +122,82 @@ class Encoder(nn.Module):
             f"encoder.output_block: {self.name} has no row of equal blocks to stop after; remove the key"
         )
 
-    def restrict(self, trained: Trained) -> None:
-        """Let a training change all weights, those of normalisation layers alone, or none.
+    def restrict(
+        self, trained: Trained, from_block: int | None = None, lora: LoraConfig | None = None
+    ) -> None:
+        """Let a training change some of the weights.
 
-        A normalisation layer is one whose class is called so: PyTorch's and timm's, response norms among them.
-        An encoder of which nothing is trained stays in evaluation mode: no stochastic depth, and no running
-        statistics that change.
+        Args:
+            trained: all; those of normalisation layers; low-rank adapters, which are put in; or none. A normalisation
+                layer is one whose class is called so: PyTorch's and timm's, response norms among them.
+            from_block: the first block, 1-based, that anything is trained of; None = all, and what is before them.
+                Blocks are those of ``layers.blocks_of``.
+            lora: of the adapters; None = the defaults.
+
+        What stays as it is stays in evaluation mode where that is the whole network or whole modules before
+        ``from_block``: no stochastic depth, and no running statistics that change. Beside adapters, layers with
+        running statistics do.
 
         Raises:
-            ConfigError: the network has no weights of that kind.
+            ConfigError: the network has no such block, or no weights of that kind.
         """
-        if trained == "all":
-            return
-        self.requires_grad_(False)
+        before = set() if from_block is None else self._before(from_block)
+        parts = [(name, part) for name, part in self.net.named_modules() if name]
+        self.still = tuple(name for name, part in parts if _all_of(part, name, before))
         self.fixed = trained == "none"
-        if trained == "norm":
-            layers = [layer for layer in self.modules() if "norm" in type(layer).__name__.lower()]
-            found = [weight for layer in layers for weight in layer.parameters(recurse=False)]
-            if not found:
-                raise ConfigError(
-                    f"adapt.train: norm: {self.name} has no normalisation layers with weights; use all or none"
-                )
-            for weight in found:
-                weight.requires_grad_(True)
+        kinds = {"all": {name for name, _ in self.net.named_parameters()}, "norm": self._norms()}
+        chosen = kinds.get(trained, set()) - before
+        if trained == "norm" and not chosen:
+            where = "" if from_block is None else f" from block {from_block} on"
+            raise ConfigError(
+                f"adapt.train: norm: {self.name} has no normalisation layers with weights{where}; use all or none"
+            )
+        for name, weight in self.net.named_parameters():
+            if name not in chosen:  # the others as the network has them: it may have fixed ones of its own
+                weight.requires_grad_(False)
+        if trained == "lora":
+            measuring = (name for name, part in parts if getattr(part, "running_mean", None) is not None)
+            self.still += tuple(measuring)
+            self.adapters = attach(self, lora or LoraConfig(), before)
+
+    def _before(self, block: int) -> set[str]:
+        """Return the names of the network's parameters before a block, 1-based."""
+        if not hasattr(self.net, "group_matcher"):
+            raise ConfigError(
+                f"adapt.from_block: {self.name} does not say what its blocks are; remove the key"
+            )
+        blocks = blocks_of(self.net)
+        last = max(blocks.values())
+        if block > last:
+            raise ConfigError(f"adapt.from_block: {self.name} has {last} blocks, and {block} is wanted")
+        return {name for name, number in blocks.items() if number < block}
+
+    def _norms(self) -> set[str]:
+        """Return the names of the parameters of the network's normalisation layers."""
+        layers = [(n, part) for n, part in self.net.named_modules() if "norm" in type(part).__name__.lower()]
+        return {
+            f"{n}.{own}".lstrip(".") for n, part in layers for own, _ in part.named_parameters(recurse=False)
+        }
+
+    def merge_adapters(self) -> None:
+        """Add low-rank adapters, if there are any, to the weights that they adapt, and take them out."""
+        if self.adapters is not None:
+            self.adapters.merge(self.net)
+            self.adapters = None
+
+    def count_parameters(self) -> tuple[int, int]:
+        """Return how many numbers a training changes, and how many the encoder has; adapters count to the first."""
+        weights = list(self.named_parameters())
+        return (
+            sum(weight.numel() for _, weight in weights if weight.requires_grad),
+            sum(weight.numel() for name, weight in weights if not is_adapter(name)),
+        )
 
     def train(self, mode: bool = True) -> Encoder:
-        """Set the mode."""
+        """Set the mode, but for what stays in evaluation mode."""
         super().train(mode and not self.fixed)
+        for name in self.still:
+            self.net.get_submodule(name).eval()
         return self
 
     def forward(self, images: Tensor) -> Features:
@@ -153,6 +208,12 @@ class Encoder(nn.Module):
         """Encode images (B, channels, size, size)."""
         features: Features = super().__call__(images)
         return features
+
+
+def _all_of(part: nn.Module, name: str, names: set[str]) -> bool:
+    """Return whether a module, by its name in a network, has parameters and all of them are among some names."""
+    own = [f"{name}.{below}" for below, _ in part.named_parameters()]
+    return bool(own) and names.issuperset(own)
 
 
 def pyramid_blocks(depth: int) -> list[int]:

@@ -199,7 +199,7 @@ def gather(run: RunFiles, thumbnails: Thumbnails | None) -> Page:
         forest_chance=f"{(0.5 - floor) / (1 - floor):.4f}",
         forest_levels=" or ".join(dict.fromkeys(view.level for view in views)),
         evaluations=views,
-        training_facts=statements.training_facts(training),
+        training_facts=[*statements.training_facts(training), *statements.adapt_facts(part(model, "adapt"))],
         training=figures.training_figures(run.log, training.get("selected_step")),
         pictures=pictures,
         pictures_left=pictures_left,

@@ -136,6 +136,21 @@ def training_facts(training: Mapping[str, Any]) -> Facts:
     return facts
 
 
+def adapt_facts(adapt: Mapping[str, Any]) -> Facts:
+    """Return how many parameters were trained, of the encoder and of what stands on it."""
+    facts = []
+    for where in ("encoder", "head"):
+        numbers = part(adapt, where)
+        if finite(numbers.get("trained")) is not None:
+            text = f"{count(numbers['trained'])} of {count(numbers.get('of'))}"
+            facts.append((f"Parameters trained, {where}", text))
+    if facts:
+        begin = adapt.get("from_block")
+        said = f"{adapt.get('train')}{'' if begin is None else f', from block {begin}'}"
+        facts[0] = (facts[0][0], f"{facts[0][1]} ({said})")
+    return facts
+
+
 def warnings_about(evaluation: Mapping[str, Any], table: pd.DataFrame | None) -> list[str]:
     """Return what a careful reader would hold against this evaluation."""
     said = []

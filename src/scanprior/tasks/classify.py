@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
-from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scanprior.config import Config
-from scanprior.encoders import Encoder, Features, sample_positions
+from scanprior.encoders import Encoder, Features, layers_of, sample_positions
 from scanprior.errors import DataError
 from scanprior.evaluation import are_rising
 from scanprior.tasks.balance import Weighting
@@ -208,8 +207,7 @@ class Classifier(nn.Module):
         if not name.startswith("encoder.net."):
             return 0
         if self._layers is None:
-            net: Any = self.encoder.net
-            self._layers = group_parameters(net, net.group_matcher(coarse=False), reverse=True)
+            self._layers = layers_of(self.encoder.net)
         return 1 + max(self._layers.values()) - self._layers[name.removeprefix("encoder.net.")]
 
     @torch.no_grad()

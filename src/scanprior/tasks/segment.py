@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from timm.models import group_parameters
 from torch import Tensor, nn
 
 from scanprior.config import Config
 from scanprior.data.masks import MaskValues, shown_values
-from scanprior.encoders import Encoder, sample_positions
+from scanprior.encoders import Encoder, layers_of, sample_positions
 from scanprior.errors import ConfigError, DataError
 from scanprior.tasks.decoders import make_decoder
 
@@ -244,8 +243,7 @@ class Segmenter(nn.Module):
         if not name.startswith("encoder.net."):
             return 0
         if self._layers is None:
-            net: Any = self.encoder.net
-            self._layers = group_parameters(net, net.group_matcher(coarse=False), reverse=True)
+            self._layers = layers_of(self.encoder.net)
         return 1 + max(self._layers.values()) - self._layers[name.removeprefix("encoder.net.")]
 
     @torch.no_grad()
