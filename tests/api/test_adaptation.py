@@ -41,7 +41,7 @@ def test_the_card_and_the_report_say_what_was_trained(
 ) -> None:
     encoder = sum(tensor.numel() for tensor in load_file(pretrained.weights).values())
     assert finetuned.card["adapt"] == {
-        "train": "all", "from_block": None, "lora": None,
+        "train": "all", "keep_features": True, "from_block": None, "lora": None,
         "encoder": {"trained": encoder, "of": encoder}, "head": {"trained": 66, "of": 66},
     }  # fmt: skip
     assert f"{encoder:,} of {encoder:,} (all)" in api.report(finetuned.path).read_text()
