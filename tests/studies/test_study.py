@@ -72,6 +72,7 @@ FULL: dict[str, Any] = {
                 "both": {"members": ["scratch", "mae"], "method": "weighted"},
                 "twins": {"members": ["scratch", "scratch+1"]},
             },
+            "contrasts": [["mae", "scratch"], ["both", "mae"]],
         },
         "lungs": {
             "data": "ours", "metrics": ["dice"], "settings": {"task": {"name": "segment"}}, "inits": ["scratch"],
@@ -112,6 +113,7 @@ def test_a_study_killed_and_restarted_ends_with_the_same_results(tmp_path: Path)
     check_everything_is_there(whole, tmp_path / "whole")
     check_values(whole, tmp_path / "whole")
     check_ensembles(whole, tmp_path / "whole")
+    check_contrasts(whole)
     out = tmp_path / "killed"
     process = subprocess.Popen(command(recipe, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -134,6 +136,7 @@ def check_everything_is_there(results: dict[str, Any], folder: Path) -> None:
         "pretraining",
         "tuned",
         "efficiency",
+        "contrasts",
         "ensembles",
         "drift",
         "synthetic",
@@ -150,7 +153,7 @@ def check_everything_is_there(results: dict[str, Any], folder: Path) -> None:
     page = (folder / "report.html").read_text()
     assert "Phantoms" in page and "site_b" in page and "lungs" in page
     check_markdown(results, (folder / "report.md").read_text())
-    for name in ("efficiency", "ensembles", "drift", "synthetic", "subgroups", "gaps"):
+    for name in ("efficiency", "contrasts", "ensembles", "drift", "synthetic", "subgroups", "gaps"):
         assert len(pd.read_csv(folder / "tables" / f"{name}.csv")) == len(results[name])
 
 
@@ -201,6 +204,20 @@ def check_ensembles(results: dict[str, Any], folder: Path) -> None:
     drifts = [row["init"] for row in results["synthetic"] if row["kind"] == "gamma"]
     assert {"twins", "both"} <= set(drifts) and "scratch+1" not in drifts
     assert {row["init"] for row in results["drift"]} == {"scratch", "mae", "twins", "both"}
+
+
+def check_contrasts(results: dict[str, Any]) -> None:
+    """A pair with the baseline is what is said of the baseline; another pair is the difference of two such pairs."""
+    place = ("evaluation", "labels", "metric", "class")
+    efficiency = {(row["init"], *(row[name] for name in place)): row for row in results["efficiency"]}
+    assert len(results["contrasts"]) == 2 * 2 * 2 * 2
+    for row in results["contrasts"]:
+        where = tuple(row[name] for name in place)
+        first, second = (efficiency[row[side], *where] for side in ("init", "against"))
+        assert row["difference"] == pytest.approx(first["value"] - second["value"])
+        if row["against"] == "scratch":
+            same = ("difference", "difference_low", "difference_high", "p")
+            assert [row[name] for name in same] == [first[name] for name in same]
 
 
 def check_values(results: dict[str, Any], folder: Path) -> None:
@@ -323,6 +340,8 @@ def without_training(tree: dict[str, Any], tmp_path: Path, error: type[Exception
         ("inits.may", {"start": "maee"}, "inits.may.start: 'maee' is neither a pretraining of the recipe nor the"),
         ("inits.may", {"start": "scanprior:none"}, "inits.may.start: scanprior:none: no such encoder comes with"),
         ("data.ours.settings.label_colums", ["x"], "data.ours.settings: label_colums: unknown .* 'label_columns'"),
+        ("tasks.screening.contrasts", [["scratch", "scrach"]], "no init or ensemble 'scrach'; did you mean 'scratch'"),
+        ("tasks.screening.contrasts", [["scratch", "scratch"]], "contrasts: 'scratch' is compared with itself"),
         ("tasks.screening.settings", {"data": {"siez": 3}}, "data.siez: unknown configuration key; did you mean"),
         ("tasks.screening.settings", {"engine": {"zz": 3}}, "engine.zz: unknown configuration key; known here: .*lr"),
     ],

@@ -17,6 +17,7 @@ from scanprior.reporting.plots import Series, line_chart, swatch
 from scanprior.reporting.study_tables import (
     Row,
     Table,
+    contrast_table,
     data_table,
     drift_tables,
     efficiency_table,
@@ -153,6 +154,8 @@ def _section(results: Mapping[str, Any], task: str, place: int) -> Section:
                 (f"{metric_name(each)}{of_class}, {where}", efficiency_table(part, results["baseline"]))
             )
     figures += _synthetic(results, task, metric, inits, place)
+    if (contrasts := contrast_table(results, task)) is not None:
+        tables.append(("Comparisons asked for", contrasts))
     tables += ensemble_tables(results, task, facts)
     tables += drift_tables(results, task, facts)
     tables += subgroup_tables(results, task)

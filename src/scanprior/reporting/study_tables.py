@@ -219,6 +219,41 @@ def ensemble_tables(
     return made
 
 
+def contrast_table(results: Mapping[str, Any], task: str) -> Table | None:
+    """Return the differences that the recipe asks for beside those from the baseline; None where it asks for none."""
+    rows = [row for row in results["contrasts"] if row["task"] == task]
+    several = {
+        key for key in ((row["metric"], row["class"]) for row in rows) if key[1] not in ("all", "macro")
+    }
+    body = [
+        [
+            f"{row['init']} minus {row['against']}",
+            row["evaluation"],
+            metric_name(row["metric"])
+            + (f" of {row['class']}" if (row["metric"], row["class"]) in several else ""),
+            str(row["labels_used"]),
+            number(row["value"]),
+            number(row["value_against"]),
+            f"{signed(row['difference'])} {span(row['difference_low'], row['difference_high'])}".strip()
+            if finite(row["difference"]) is not None
+            else str(row["difference_reason"]),
+            number(row["p"]) if finite(row["p"]) is not None else "–",
+        ]
+        for row in rows
+    ]
+    header = [
+        "Comparison",
+        "Images",
+        "Metric",
+        "Labels",
+        "The first",
+        "The second",
+        "Difference [interval]",
+        "p",
+    ]
+    return Table(f"Paired by {rows[0]['unit']} and seed.", header, body) if rows else None
+
+
 def drift_tables(results: Mapping[str, Any], task: str, facts: Mapping[str, Any]) -> list[tuple[str, Table]]:
     """Return, of every other data set, what is lost on it."""
     made = []

@@ -112,7 +112,7 @@ def _write(results: Mapping[str, Any], folder: Path) -> None:
     write_text(folder / "results.json", json.dumps(results, indent=1))
     tables = folder / "tables"
     tables.mkdir(exist_ok=True)
-    for name in ("efficiency", "ensembles", "drift", "synthetic", "subgroups", "gaps"):
+    for name in ("efficiency", "contrasts", "ensembles", "drift", "synthetic", "subgroups", "gaps"):
         rows = [
             {
                 key: json.dumps(value) if isinstance(value, (dict, list)) else value

@@ -142,6 +142,10 @@ class TaskSpec(Config):
     ensembles: dict[Name, EnsembleSpec] = Field(
         {}, description="of members of the same seed and labels, as scanprior ensemble makes them"
     )
+    contrasts: Annotated[list[tuple[Name, Name]], Once] = Field(
+        [],
+        description="pairs of inits or ensembles: the first minus the second, beside what is minus the baseline",
+    )
     elsewhere: dict[Name, ElsewhereSpec] = Field({}, description="drift: other data, as it is")
     drifts: Annotated[list[str], Once] = Field(
         [], description="synthetic drifts of the test images, at five severities"

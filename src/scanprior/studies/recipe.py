@@ -106,6 +106,7 @@ class Recipe(Config):
         self._one_division()
         self._known_metrics()
         self._ensembles_fit()
+        self._contrasts_fit()
         self._folds_fit()
         return self
 
@@ -155,6 +156,20 @@ class Recipe(Config):
                         raise ValueError(f"{place}.{name}.members: the task has no init {init!r}; {hint}")
         if again and len({seed % AGAIN for seed in self.seeds}) < len(self.seeds):
             raise ValueError(f"seeds: two differ by a multiple of {AGAIN}, which further trainings (+1) take")
+
+    def _contrasts_fit(self) -> None:
+        for task, spec in self.tasks.items():
+            known = [*self.inits_of(task), *spec.ensembles]
+            for pair in spec.contrasts:
+                for name in pair:
+                    if name not in known:
+                        near = get_close_matches(name, known, n=1)
+                        hint = f"did you mean {near[0]!r}?" if near else f"the task has {', '.join(known)}"
+                        raise ValueError(
+                            f"tasks.{task}.contrasts: there is no init or ensemble {name!r}; {hint}"
+                        )
+                if pair[0] == pair[1]:
+                    raise ValueError(f"tasks.{task}.contrasts: {pair[0]!r} is compared with itself")
 
     def _folds_fit(self) -> None:
         if self.folds is None:
@@ -237,6 +252,9 @@ class Recipe(Config):
                 for n, s in spec["ensembles"].items()
                 if all(member_of(member)[0] in tree["inits"] for member in s["members"])
             }
+        for spec in tree["tasks"].values():
+            known = {*tree["inits"], *spec["ensembles"]}
+            spec["contrasts"] = [pair for pair in spec["contrasts"] if set(pair) <= known]
         tree["shift"] = {
             n: s
             for n, s in tree["shift"].items()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scanprior.run import Run
+from scanprior.studies.contrasts import contrast_rows
 from scanprior.studies.ensemble_gains import gains
 from scanprior.studies.execution import Execution
 from scanprior.studies.plan import Step, pretraining_data, steps_of
@@ -57,8 +58,8 @@ def summarise(recipe: Recipe, parts: Sequence[Part]) -> dict[str, Any]:
 
     Returns:
         JSON values: ``name``, ``title``, ``question``, ``baseline``, ``seeds``, ``level``, ``resamples``, ``data``,
-        ``failed``, ``pretraining`` (what was trained), ``tuned`` (what was chosen), ``efficiency``, ``drift``,
-        ``ensembles`` (what they gain), ``synthetic``, ``subgroups``, ``gaps``, ``shift``: rows of tables. Every row
+        ``failed``, ``pretraining`` (what was trained), ``tuned`` (what was chosen), ``efficiency``, ``contrasts``,
+        ``drift``, ``ensembles`` (what they gain), ``synthetic``, ``subgroups``, ``gaps``, ``shift``: rows of tables. Every row
         that has a value has its interval, or ``reason``.
     """
     done = [(part, part.steps()) for part in parts]
@@ -88,6 +89,7 @@ def summarise(recipe: Recipe, parts: Sequence[Part]) -> dict[str, Any]:
         ],
         "tuned": [row for part, steps in done for row in _tuned(part, steps)],
         "efficiency": [row for task in tasks for row in task.efficiency()],
+        "contrasts": [row for task in tasks for row in contrast_rows(task)],
         "drift": [row for task in tasks for row in drift_rows(task)],
         "ensembles": [row for task in tasks for row in gains(task)],
         "synthetic": [row for task in tasks for row in synthetic_rows(task)],
