@@ -86,7 +86,7 @@ def changed(place: str, value: Any) -> dict[str, Any]:
         ("tasks/one/inits", [], r"tasks.one.inits: \[\] will not do; list should have at least 1 item"),
         ("inits", {}, "inits: {} will not do"),
         ("tasks/one/inits", ["mae"], "tasks.one.inits: the baseline 'scratch' is not among them"),
-        ("tasks/one/zzz", 1, "tasks.one.zzz: unknown configuration key; known here: contrasts, data, drifts, elsewhere"),
+        ("tasks/one/zzz", 1, "tasks.one.zzz: unknown configuration key; known here: contrasts, data, drifts"),
         ("tasks/one/elsewhere/b/zzz", 1, "tasks.one.elsewhere.b.zzz: unknown configuration key; known here: data, map"),
         (ENSEMBLE, {"members": ["mae"]}, "tasks.one.ensembles.both.members: .* at least 2 items"),
         (ENSEMBLE, {"members": ["mae", "mae"]}, r"members: 'mae' is given twice; for another training .* mae\+1"),

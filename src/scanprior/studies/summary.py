@@ -59,8 +59,8 @@ def summarise(recipe: Recipe, parts: Sequence[Part]) -> dict[str, Any]:
     Returns:
         JSON values: ``name``, ``title``, ``question``, ``baseline``, ``seeds``, ``level``, ``resamples``, ``data``,
         ``failed``, ``pretraining`` (what was trained), ``tuned`` (what was chosen), ``efficiency``, ``contrasts``,
-        ``drift``, ``ensembles`` (what they gain), ``synthetic``, ``subgroups``, ``gaps``, ``shift``: rows of tables. Every row
-        that has a value has its interval, or ``reason``.
+        ``drift``, ``ensembles`` (what they gain), ``synthetic``, ``subgroups``, ``gaps``, ``shift``: rows of tables.
+        Every row that has a value has its interval, or ``reason``.
     """
     done = [(part, part.steps()) for part in parts]
     first = parts[0]
