@@ -197,7 +197,12 @@ def check_report(results: dict[str, Any], out: Path) -> None:
         assert "gone is left out" in shown and SOURCE in shown
         assert "scratch (random weights)" in shown and "All tasks together" in shown
         assert "p (Holm)" in shown and "corrected for 4 comparisons of AUROC" in shown
-        assert "Regimes minus linear: AUROC" in shown and "Average rank" in shown and "Peak memory" in shown
+        assert (
+            "Regimes minus linear: AUROC" in shown
+            and "Average rank" in shown
+            and "Peak memory" in shown
+            and "Encodes/s" in shown
+        )
         assert "No correction was made" not in shown and "after correction for their number" in shown
     assert "| scratch |" not in text, "random ones are marked wherever they are shown"
     assert page.count('class="chart scatter"') == 2 and "parameters of the encoder" in page

@@ -40,18 +40,18 @@ def cost_table(costs: Sequence[Row], results: Mapping[str, Any]) -> Table | None
             ]
         )
     header = [
-        "Task", "Init", *(["Regime"] if regimes else []), "Parameters", "Trained", "Trains, images/s",
-        "Encodes, images/s", "Peak memory", "Training",
+        "Task", "Init", *(["Regime"] if regimes else []), "Parameters", "Trained", "Trains/s", "Encodes/s",
+        "Peak memory", "Time",
     ]  # fmt: skip
     devices = ", ".join(sorted({row["device"] for row in costs if "device" in row}))
     batches = ", ".join(map(str, sorted({row["batch_size"] for row in costs if "batch_size" in row})))
     caption = (
-        f"At the largest number of labels, on {devices or 'nothing'}. Trains: batch ({batches} images) by median time "
-        "of a few training steps, one training at a time in a process of its own on the whole machine, reading and "
-        "augmenting included. Encodes: a frozen encoder without augmentation encodes every image once, and the head is "
-        "trained on what is kept; a probe has no steps. Peak memory: of that process with its libraries, or what was "
-        "allocated on the GPU. Training: as it ran in the study, possibly beside others, validation included; mean "
-        "over seeds."
+        f"At the largest number of labels, on {devices or 'nothing'}. Trains: images a second, batch ({batches}) by "
+        "median time of a few training steps, one training at a time in a process of its own on the whole machine, "
+        "reading and augmenting included. Encodes: a frozen encoder without augmentation encodes every image once, and "
+        "the head is trained on what is kept; a probe has no steps. Peak memory: of that process with its libraries, "
+        "or what was allocated on the GPU. Time: of the training as it ran in the study, possibly beside others, "
+        "validation included; mean over seeds."
     )
     return Table(caption, header, rows)
 

@@ -74,15 +74,15 @@ def study(
     reporter, folder = reporter or Reporter(), Path(out)
     wanted = with_data(read_recipe(recipe, quick=quick, changes=changes), data or {}, reporter)
     check_settings(wanted)
+    count = workers if workers is not None else os.cpu_count() or 1
+    if count < 1:
+        raise ConfigError(f"workers={count}: a study needs at least one process")
+    _check_folder(folder)
     places = [folder / f"fold{fold}" for fold in range(1, (wanted.folds or 0) + 1)] or [folder]
     wanted, absent = without_absent(
         wanted, lambda step: all(Run.finished(place / step) for place in places), reporter
     )
     check_starts(wanted)
-    count = workers if workers is not None else os.cpu_count() or 1
-    if count < 1:
-        raise ConfigError(f"workers={count}: a study needs at least one process")
-    _check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         if wanted.folds:
