@@ -72,8 +72,8 @@ def finetune(
     work = task(images, settled)
     if (note := work.unused_note()) is not None:
         session.reporter.note(note)
-    preprocessing = _preprocessing(settled, images, base)
-    model = _network(work, settled, preprocessing, session.fabric.device, session.reporter)
+    preprocessing = preprocessing_of(settled, images, base)
+    model = network_of(work, settled, preprocessing, session.fabric.device, session.reporter)
     training = None if probe else _training(model, work, session, preprocessing)
     session.create()
     encoder = model.encoder
@@ -147,16 +147,18 @@ def probe(sources: str | Path | Sequence[str | Path], *, method: str = "linear",
     return finetune(sources, probe=method, **arguments)
 
 
-def _preprocessing(config: FinetuneConfig, images: Images, base: Run | None) -> Preprocessing:
+def preprocessing_of(config: FinetuneConfig, images: Images, base: Run | None) -> Preprocessing:
+    """Return what a fine-tuning does to pixels: that of the run it starts from, or as its training images need it."""
     if base is None:
         return images.preprocessing(config.data, images.rows("train"))  # labels are not needed to be measured
     changed = {"size": config.data.size, "stored_size": images.store.size}
     return Preprocessing.model_validate({**base.card["preprocessing"], **changed})
 
 
-def _network(
+def network_of(
     work: Work, config: FinetuneConfig, preprocessing: Preprocessing, device: torch.device, reporter: Reporter
 ) -> nn.Module:
+    """Return the network that a fine-tuning begins with, what a frozen encoder makes of the images kept."""
     with keyed.seeded(keyed.key(config.engine.seed, "initial weights")):
         encoder = starting_encoder(config, preprocessing, reporter)
         seed_drop_path(encoder, config.engine.seed)

@@ -118,6 +118,13 @@ presets: dict[str, Augmentation] = {
         saturation=0.2, hue=0.1, grey_p=0.2, views=[{"blur_p": 1.0}, {"blur_p": 0.1, "solarize_p": 0.2}],
     ),
     "mae": Augmentation(crop_scale=(0.2, 1.0), interpolation="bicubic"),
+    # As in Medical-Transfer-Learning (arXiv 2505.19779, its code), as far as it can be said here. There the image is
+    # first cut to the middle 224 of 256 pixels, in training and in testing, and nothing of that is done here. Its
+    # crop is of 0.8 to 1.2 of the area; torchvision draws again until one lies inside, so that it is 0.8 to 1 at most.
+    # Brightness, contrast, saturation and hue come in a shuffled order there, and in a fixed one here.
+    "medical_transfer": Augmentation(
+        crop_scale=(0.8, 1.0), hflip=0.5, vflip=0.5, jitter_p=0.8, brightness=0.2, contrast=0.2, saturation=0.1, hue=0.1
+    ),
     # The usual settings for photographs.
     "natural": Augmentation(
         crop_scale=(0.08, 1.0), hflip=0.5, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, jitter_p=0.8

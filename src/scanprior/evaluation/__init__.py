@@ -1,10 +1,12 @@
 """How good predictions are, and how sure that is: metrics, intervals, comparisons."""
 
+from scanprior.evaluation.average_ranks import AverageRank, Contest, average_ranks
 from scanprior.evaluation.bootstrap import percentile_interval, resample_weights, two_sided_p
 from scanprior.evaluation.combination import FITTED as FITTED_METHODS
 from scanprior.evaluation.combination import METHODS as COMBINATION_METHODS
 from scanprior.evaluation.combination import Combination
 from scanprior.evaluation.compare import compare
+from scanprior.evaluation.corrections import holm
 from scanprior.evaluation.delong import DeLong, delong
 from scanprior.evaluation.drift import drift_rows
 from scanprior.evaluation.ensembles import (
@@ -47,7 +49,9 @@ __all__ = [
     "MASK_METRICS",
     "METRICS",
     "UNBOUNDED",
+    "AverageRank",
     "Combination",
+    "Contest",
     "DeLong",
     "MaskScorer",
     "Match",
@@ -59,6 +63,7 @@ __all__ = [
     "are_rising",
     "auroc",
     "average_precision",
+    "average_ranks",
     "averaged",
     "best_member",
     "choose_thresholds",
@@ -75,6 +80,7 @@ __all__ = [
     "evaluate_members",
     "groups_of",
     "hausdorff95",
+    "holm",
     "iou",
     "labels_to_match",
     "largest_gap",

@@ -161,7 +161,8 @@ def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
-def _svg(ident: str, css: str, axes: Axes, title: str, desc: str, body: str) -> Markup:
+def svg_of(ident: str, css: str, axes: Axes, title: str, desc: str, body: str) -> Markup:
+    """Return a drawing with its title and description for screen readers; ``body`` is SVG, its text escaped."""
     return Markup(
         f'<svg class="{css}" viewBox="0 0 {_short(axes.width)} {_short(axes.height)}" role="img" '
         f'aria-labelledby="{ident}-t {ident}-d"><title id="{ident}-t">{escape(title)}</title>'
@@ -258,7 +259,7 @@ def curve_chart(
             over += f'<circle class="point" {at} r="4"/>'
         line = f'<path class="line" d="{axes.line(one.x, one.y)}"><title>{escape(one.name)}</title></path>'
         body += f'<g class="{one.css}">{under}{line}{over}</g>'
-    return _svg(ident, "chart small" if compact else "chart square", axes, title, desc, body)
+    return svg_of(ident, "chart small" if compact else "chart square", axes, title, desc, body)
 
 
 def line_chart(
@@ -328,7 +329,7 @@ def line_chart(
                 for x, y in known
             )
         body += f'<g class="{one.css}">{drawn}</g>'
-    return _svg(ident, "chart small" if compact else "chart wide", axes, title, desc, body)
+    return svg_of(ident, "chart small" if compact else "chart wide", axes, title, desc, body)
 
 
 def swatch(index: int) -> Markup:

@@ -21,7 +21,7 @@ def _lines(page: StudyPage) -> Iterator[str]:
         yield f"{page.question}\n"
     yield f"**{page.verdict}**\n"
     yield from (f"- {name} failed: {why}" for name, why in page.failed)
-    yield from (f"- {text}" for text in page.warnings)
+    yield from (f"- {text}" for text in (*page.warnings, *page.absent))
     yield "\n## Data and training\n"
     yield from (f"- {name}: {value}" for name, value in page.facts)
     yield ""

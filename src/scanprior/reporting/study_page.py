@@ -14,6 +14,16 @@ from scanprior.reporting.figures import Figure
 from scanprior.reporting.formatting import count, finite, number, plural
 from scanprior.reporting.page import environment, write_page
 from scanprior.reporting.plots import Series, line_chart, swatch
+from scanprior.reporting.study_arms import (
+    absent_ones,
+    correction_limit,
+    families,
+    family_text,
+    rank_table,
+    regime_tables,
+    shown,
+)
+from scanprior.reporting.study_costs import cost_figures, cost_table
 from scanprior.reporting.study_tables import (
     Row,
     Table,
@@ -52,6 +62,7 @@ class StudyPage:
     verdict: str
     failed: list[tuple[str, str]]
     warnings: list[str]
+    absent: list[str]
     facts: list[tuple[str, str]]
     data: Table
     pretraining: Table | None
@@ -77,9 +88,11 @@ def write_study_report(page: StudyPage, out: Path) -> Path:
     return write_page(out, environment().get_template("study.html").render(page=page))
 
 
-def gather(results: Mapping[str, Any]) -> StudyPage:
-    """Decide what every section says of what ``results.json`` holds."""
-    sections = [_section(results, task, place) for place, task in enumerate(results["tasks"])]
+def gather(results: Mapping[str, Any], costs: Sequence[Row] = ()) -> StudyPage:
+    """Decide what every section says of what ``results.json`` holds, and of what the trainings cost."""
+    results = shown(results)
+    sections = [_together(results, costs)]
+    sections += [_section(results, task, place) for place, task in enumerate(results["tasks"])]
     level = f"{results['level']:.0%}".replace("%", " %")
     return StudyPage(
         title=str(results["title"]),
@@ -87,8 +100,11 @@ def gather(results: Mapping[str, Any]) -> StudyPage:
         verdict=_verdict(results),
         failed=list(results["failed"].items()),
         warnings=list(results["warnings"]),
+        absent=absent_ones(results),
         facts=[
             ("Baseline", str(results["baseline"])),
+            *([("Regimes", ", ".join(results["regimes"]))] if results.get("regimes") else []),
+            *([("Random weights", ", ".join(results["random"]))] if results.get("random") else []),
             ("Seeds", ", ".join(map(str, results["seeds"]))),
             ("Intervals", level),
             ("Resamples of patients", count(results["resamples"])),
@@ -114,9 +130,23 @@ def _verdict(results: Mapping[str, Any]) -> str:
     rows = [row for row in rows if row["metric"] == first[row["task"]]]
     better = sum(_better(row) for row in rows)
     worse = sum(_worse(row) for row in rows)
-    return (
+    said = (
         f"Of {plural(len(rows), 'comparison')} with {results['baseline']}: {better} better beyond their interval, "
         f"{worse} worse, {len(rows) - better - worse} not decided."
+    )
+    if not any("p_holm" in row for row in rows):
+        return said
+    corrected = [row["p_holm"] for row in rows if _better(row) or _worse(row)]
+    hold = sum(value is not None and value <= 1 - results["level"] for value in corrected)
+    return f"{said} {hold} of them {'holds' if hold == 1 else 'hold'} after correction for their number."
+
+
+def _together(results: Mapping[str, Any], costs: Sequence[Row]) -> Section:
+    """Return what all tasks say together: average ranks, and what is paid for what."""
+    tables = [("Average rank", rank_table(results)), ("What it costs", cost_table(costs, results))]
+    figures = cost_figures(costs, results)
+    return Section(
+        "together", "All tasks together", "", figures, [(name, t) for name, t in tables if t is not None]
     )
 
 
@@ -133,7 +163,8 @@ def _worse(row: Row) -> bool:
 def _section(results: Mapping[str, Any], task: str, place: int) -> Section:
     facts = results["tasks"][task]
     rows = [row for row in results["efficiency"] if row["task"] == task]
-    inits = list(dict.fromkeys(row["init"] for row in rows))
+    inits, arms = (list(dict.fromkeys(row[name] for row in rows)) for name in ("init", "arm"))
+    sizes = families(results)
     evaluations = list(dict.fromkeys(row["evaluation"] for row in rows))
     metric = facts["metrics"][0]
     figures, tables = [], []
@@ -145,15 +176,25 @@ def _section(results: Mapping[str, Any], task: str, place: int) -> Section:
         if len({row["labels_used"] for row in drawn}) > 1 and any(
             finite(row["value"]) is not None for row in drawn
         ):
-            figures.append(_curve(drawn, inits, f"task{place}-e{number_}", f"{metric_name(metric)}, {where}"))
+            regimes = list(dict.fromkeys(row.get("regime") for row in drawn))
+            for part_, regime in enumerate(regimes):
+                part = [row for row in drawn if row.get("regime") == regime]
+                of_regime = "" if regime is None else f", {regime}"
+                ident = f"task{place}-e{number_}" + (f"-{part_}" if part_ else "")
+                figures.append(_curve(part, inits, ident, f"{metric_name(metric)}, {where}{of_regime}"))
         for each, klass in dict.fromkeys((row["metric"], row["class"]) for row in mine):
             part = [row for row in mine if (row["metric"], row["class"]) == (each, klass)]
             several = len({row["class"] for row in mine if row["metric"] == each}) > 1
             of_class = f" of {klass}" if several else ""
+            family = family_text(each, sizes[each]) if each in sizes else ""
             tables.append(
-                (f"{metric_name(each)}{of_class}, {where}", efficiency_table(part, results["baseline"]))
+                (
+                    f"{metric_name(each)}{of_class}, {where}",
+                    efficiency_table(part, results["short_baseline"], family),
+                )
             )
-    figures += _synthetic(results, task, metric, inits, place)
+    figures += _synthetic(results, task, metric, arms, place)
+    tables += regime_tables(results, task, {name: _where(facts, name) for name in evaluations})
     if (contrasts := contrast_table(results, task)) is not None:
         tables.append(("Comparisons asked for", contrasts))
     tables += ensemble_tables(results, task, facts)
@@ -188,7 +229,7 @@ def _task_verdict(
             (row for row in known if row["labels_used"] == fewest), key=lambda row: sign * row["difference"]
         )
         said.append(
-            f"{_where(facts, evaluation)}, {plural(fewest, 'label')}: {best['init']} {number(best['value'])}, "
+            f"{_where(facts, evaluation)}, {plural(fewest, 'label')}: {best['arm']} {number(best['value'])}, "
             f"{signed(best['difference'])} {span(best['difference_low'], best['difference_high'])} from the baseline"
         )
     return ". ".join(said) + "." if said else ""
@@ -230,10 +271,10 @@ def _curve(rows: Sequence[Row], inits: Sequence[str], ident: str, title: str) ->
 
 
 def _synthetic(
-    results: Mapping[str, Any], task: str, metric: str, inits: Sequence[str], place: int
+    results: Mapping[str, Any], task: str, metric: str, arms: Sequence[str], place: int
 ) -> list[Figure]:
     rows = [row for row in results["synthetic"] if row["task"] == task and row["metric"] == metric]
-    plain = {row["init"]: row for row in rows if not row["severity"]}
+    plain = {row["arm"]: row for row in rows if not row["severity"]}
     kinds = [kind for kind in dict.fromkeys(row["kind"] for row in rows) if kind != "none"]
     if not kinds:
         return []
@@ -244,21 +285,21 @@ def _synthetic(
     panels = []
     for number_, kind in enumerate(kinds):
         series = []
-        for init in inits:
+        for arm in arms:
             mine = (
-                [plain[init], *(r for r in rows if r["init"] == init and r["kind"] == kind)]
-                if init in plain
+                [plain[arm], *(r for r in rows if r["arm"] == arm and r["kind"] == kind)]
+                if arm in plain
                 else []
             )
             if mine:
                 series.append(
                     Series(
-                        init,
+                        arm,
                         [float(row["severity"]) for row in mine],
                         [finite(row["value"]) for row in mine],
                         [finite(row["low"]) for row in mine],
                         [finite(row["high"]) for row in mine],
-                        inits.index(init),
+                        arms.index(arm),
                     )
                 )
         desc = "; ".join(f"{one.name}: " + ", ".join(number(y) for y in one.y) for one in series)
@@ -267,7 +308,7 @@ def _synthetic(
             compact=True, y_range=(min(ends), max(ends)), x_texts={float(n): str(n) for n in range(6)},
         )  # fmt: skip
         panels.append((kind, "severity 0 to 5", chart))
-    legend = [(swatch(inits.index(init)), init, "") for init in inits if init in plain]
+    legend = [(swatch(arms.index(arm)), arm, "") for arm in arms if arm in plain]
     most = next(iter(plain.values()))["labels_used"]
     caption = (
         f"{metric_name(metric)} against severity (0 = unchanged), models of {plural(most, 'label')}; bands over "
@@ -292,7 +333,7 @@ def _limits(results: Mapping[str, Any]) -> list[str]:
     said = [
         "Intervals of means take in which patients or images were tested and which seeds were drawn; not which were "
         "trained on, nor which pretraining was made.",
-        "No correction was made for the number of comparisons.",
+        correction_limit(results),
     ]
     if any(row["evaluation"] == "validation" for row in results["efficiency"]):
         said.append(

@@ -81,7 +81,7 @@ def tuned_table(results: Mapping[str, Any]) -> Table | None:
     rows = [
         [
             _of_fold(row["task"], row),
-            row["init"],
+            row["arm"],
             str(row["labels"]),
             str(row["tuned_at"]),
             _flat(row["chosen"]),
@@ -130,34 +130,44 @@ def _ci(row: Row) -> str:
     return number(row.get("value")) + span
 
 
-def efficiency_table(rows: Sequence[Row], baseline: str) -> Table:
-    """Return one metric of one evaluation: a row a budget and init."""
+def efficiency_table(rows: Sequence[Row], baseline: str, family: str = "") -> Table:
+    """Return one metric of one evaluation: a row a budget, init and regime; ``family``: what p was corrected for."""
     body = []
+    regimes, corrected = any(row.get("regime") for row in rows), any("p_holm" in row for row in rows)
     for row in rows:
         match = row.get("match")
         body.append(
             [
                 str(row["labels_used"]),
                 row["init"],
+                *([row.get("regime") or "–"] if regimes else []),
                 _ci(row) if finite(row["value"]) is not None else str(row["reason"]),
                 number(row["deviation"]) if finite(row["deviation"]) is not None else "–",
                 "–"
                 if finite(row.get("difference")) is None
                 else f"{signed(row['difference'])} {span(row['difference_low'], row['difference_high'])}".strip(),
-                number(row["p"]) if finite(row.get("p")) is not None else "–",
+                *(
+                    number(row[name]) if finite(row.get(name)) is not None else "–"
+                    for name in (("p", "p_holm") if corrected else ("p",))
+                ),
                 _match(match) if match else "–",
             ]
         )
     header = [
         "Labels",
         "Init",
+        *(["Regime"] if regimes else []),
         "Mean [interval]",
         "Seeds’ SD",
         f"Minus {baseline} [interval]",
         "p",
+        *(["p (Holm)"] if corrected else []),
         f"{baseline} needs",
     ]
-    caption = f"Differences are paired by {rows[0]['unit']} and seed."
+    in_same = ", in the same regime" if regimes else ""
+    caption = (
+        f"Differences are paired by {rows[0]['unit']} and seed{in_same}.{f' {family}' if family else ''}"
+    )
     if any(row.get("match") for row in rows):
         caption += " The last column: with how many labels the baseline is as good, by interpolation."
     else:  # a single budget, or a metric without such a curve
@@ -200,7 +210,7 @@ def ensemble_tables(
         body = [
             [
                 str(row["labels_used"]),
-                row["init"],
+                row["arm"],
                 row["against"],
                 number(row["value"]),
                 number(row["value_against"]),
@@ -221,7 +231,7 @@ def ensemble_tables(
 
 def contrast_table(results: Mapping[str, Any], task: str) -> Table | None:
     """Return the differences that the recipe asks for beside those from the baseline; None where it asks for none."""
-    rows = [row for row in results["contrasts"] if row["task"] == task]
+    rows = [row for row in results.get("contrasts", ()) if row["task"] == task]
     several = {
         key for key in ((row["metric"], row["class"]) for row in rows) if key[1] not in ("all", "macro")
     }
@@ -261,7 +271,7 @@ def drift_tables(results: Mapping[str, Any], task: str, facts: Mapping[str, Any]
         rows = [
             [
                 str(row["labels_used"]),
-                row["init"],
+                row["arm"],
                 metric_name(row["metric"]),
                 number(row["value_here"]),
                 number(row["value_there"]),
@@ -296,7 +306,7 @@ def subgroup_tables(results: Mapping[str, Any], task: str) -> list[tuple[str, Ta
         body = [
             [
                 str(row["group"]),
-                row["init"],
+                row["arm"],
                 metric_name(row["metric"]),
                 count(row["n"]),
                 count(row["patients"]) if row["patients"] is not None else "–",
@@ -306,7 +316,7 @@ def subgroup_tables(results: Mapping[str, Any], task: str) -> list[tuple[str, Ta
         ]
         header = [column, "Init", "Metric", "Images", "Patients", "Value [interval]"]
         gaps = [
-            f"{row['init']}, {metric_name(row['metric'])}: {row['first']} above {row['second']} by "
+            f"{row['arm']}, {metric_name(row['metric'])}: {row['first']} above {row['second']} by "
             f"{number(row['difference'])} {span(row['low'], row['high'])} "
             f"(p {number(row['p_adjusted'])} after the search)"
             for row in results["gaps"]

@@ -36,7 +36,8 @@ def check_settings(recipe: Recipe) -> None:
             if step.kind == "pretrain":
                 pretrain_config(str(step.objective), step.options)
             elif step.kind != "shift":
-                finetune_config(step.options)
+                # What else a probe cannot have is seen by the plan of its run, which reads its parent.
+                finetune_config(step.options, {"task": {"head": step.probe}} if step.probe else {})
         except ConfigError as error:
             raise ConfigError(f"{step.name}: {error}") from None
 
@@ -98,9 +99,7 @@ def _check_metrics(recipe: Recipe, name: str, manifest: Manifest) -> None:
     if recipe.segments(name) or manifest.task is None:
         return
     task = recipe.tasks[name]
-    layers = [
-        merge(recipe.settings, task.settings, recipe.inits[init].settings) for init in recipe.inits_of(name)
-    ]
+    layers = [recipe.settings_of(name, arm) for arm in recipe.arms_of(name)]
     ordered = are_rising(manifest.classes) or any(layer.get("task", {}).get("classes") for layer in layers)
     for metric in task.metrics:
         reason = why_not(metric, manifest.task, manifest.classes, ordered)

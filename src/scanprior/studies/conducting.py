@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,10 @@ from scanprior.errors import ConfigError, DataError, RunError
 from scanprior.files import replacing, write_text, writing
 from scanprior.reporting.study_markdown import study_markdown
 from scanprior.reporting.study_page import gather, write_study_report
+from scanprior.run import Run
+from scanprior.studies.absence import without_absent
 from scanprior.studies.checks import check_budgets, check_columns, check_settings, check_starts
+from scanprior.studies.costs import measure_costs
 from scanprior.studies.execution import Execution
 from scanprior.studies.parts import DataSpec
 from scanprior.studies.plan import Step, pretraining_data, steps_of, training_data
@@ -32,6 +35,8 @@ from scanprior.studies.pool import Pool
 from scanprior.studies.recipe import Recipe, read_recipe
 from scanprior.studies.resuming import settle
 from scanprior.studies.summary import Part, summarise
+
+_TABLES = ("efficiency", "contrasts", "ensembles", "regime_gains", "drift", "synthetic", "subgroups", "gaps")
 
 
 def study(
@@ -59,7 +64,8 @@ def study(
         reporter: shows progress.
 
     Returns:
-        As written to ``results.json``; ``report.html`` shows it.
+        As written to ``results.json``; ``report.html`` shows it, with the costs of ``costs.json`` where the recipe
+        asks for them.
 
     Raises:
         ScanpriorError: a recipe or data that cannot be used; another recipe's study in ``out``; no run that
@@ -68,27 +74,32 @@ def study(
     reporter, folder = reporter or Reporter(), Path(out)
     wanted = with_data(read_recipe(recipe, quick=quick, changes=changes), data or {}, reporter)
     check_settings(wanted)
-    check_starts(wanted)
     count = workers if workers is not None else os.cpu_count() or 1
     if count < 1:
         raise ConfigError(f"workers={count}: a study needs at least one process")
     _check_folder(folder)
+    places = [folder / f"fold{fold}" for fold in range(1, (wanted.folds or 0) + 1)] or [folder]
+    wanted, absent = without_absent(
+        wanted, lambda step: all(Run.finished(place / step) for place in places), reporter
+    )
+    check_starts(wanted)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         if wanted.folds:
             settle(folder, wanted, data or {}, reporter)
         parts, changed = [], []
-        for fold, part in enumerate(wanted.of_folds() or [wanted], 0 if wanted.folds is None else 1):
-            place = folder / f"fold{fold}" if fold else folder
+        for number, (place, part) in enumerate(zip(places, wanted.of_folds() or [wanted], strict=True), 1):
+            fold = number if wanted.folds else 0
             place.mkdir(exist_ok=True)
             if fold:
                 reporter.note(f"fold {fold} of {wanted.folds}")
             changed += settle(place, part, data or {}, reporter)
             parts.append(_conducted(place, part, data or {}, count, fold, reporter))
         reporter.note("gathering the results")
-        results: dict[str, Any] = summarise(wanted, parts)
+        results: dict[str, Any] = summarise(wanted, parts, absent)
         results["warnings"] += list(dict.fromkeys(changed))
-        _write(results, folder)
+        costs = measure_costs(folder, parts[0], reporter) if wanted.costs else []
+        _write(results, costs, folder)
     return results
 
 
@@ -107,23 +118,25 @@ def _conducted(
     return Part(recipe, folder, sources, _run(recipe, folder, workers, reporter), fold)
 
 
-def _write(results: Mapping[str, Any], folder: Path) -> None:
-    """Write results.json, its tables, and the report."""
+def _write(results: Mapping[str, Any], costs: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Write results.json, its tables, and the report, which shows the costs too."""
     write_text(folder / "results.json", json.dumps(results, indent=1))
     tables = folder / "tables"
     tables.mkdir(exist_ok=True)
-    for name in ("efficiency", "contrasts", "ensembles", "drift", "synthetic", "subgroups", "gaps"):
+    lists = {name: results.get(name, []) for name in _TABLES}
+    lists |= {"ranks": results.get("ranks", {}).get("rows", []), "costs": costs}
+    for name, given in lists.items():
         rows = [
             {
                 key: json.dumps(value) if isinstance(value, (dict, list)) else value
                 for key, value in row.items()
             }
-            for row in results[name]
+            for row in given
         ]
         if rows:
             with replacing(tables / f"{name}.csv") as part:
                 pd.DataFrame(rows).to_csv(part, index=False)
-    page = gather(results)
+    page = gather(results, costs)
     write_study_report(page, folder / "report.html")
     write_text(folder / "report.md", study_markdown(page))
 

@@ -60,20 +60,27 @@ class Execution:
 
         out = self.folder / step.name
         api.pretrain(
-            [self.data(name) for name in step.data], out=out, objective=step.objective, parent=self._start(step),
+            [self.data(name) for name in step.data], out=out, objective=step.objective, parent=self.start(step),
             config=step.options, resume=True,
         )  # fmt: skip
         self._tidy(out)
 
     def _finetune(self, step: Step) -> None:
         from scanprior import api
-        from scanprior.api.settings import layered
 
         out = self.folder / step.name
-        options = layered(step.options, self.best_of(step.tuned_by)[1]) if step.tuned_by else step.options
-        api.finetune(self.data(step.data[0]), out=out, parent=self._start(step), config=options, resume=True)
+        api.finetune(
+            self.data(step.data[0]), out=out, parent=self.start(step), config=self.options(step), resume=True,
+            probe=step.probe,
+        )  # fmt: skip
         self._tidy(out)
         self._measure(step)
+
+    def options(self, step: Step) -> Tree:
+        """Return the configuration of a fine-tuning, with what the best of its tuning steps tried."""
+        from scanprior.api.settings import layered
+
+        return layered(step.options, self.best_of(step.tuned_by)[1]) if step.tuned_by else step.options
 
     def _ensemble(self, step: Step) -> None:
         from scanprior import api
@@ -102,7 +109,7 @@ class Execution:
 
         assert step.start is not None
         reference, target = (self.data(name) for name in step.data)
-        start = self._start(step)
+        start = self.start(step)
         assert start is not None
         # Images that the encoder was trained on may look alike to it for that alone.
         splits = ["held-out" if name in self.seen else None for name in step.data]
@@ -110,7 +117,8 @@ class Execution:
             start, reference, target, reference_split=splits[0], target_split=splits[1], out=self._shift_file(step)
         )  # fmt: skip
 
-    def _start(self, step: Step) -> Path | None:
+    def start(self, step: Step) -> Path | None:
+        """Return the run whose encoder a step starts from."""
         if step.start is None:
             return None
         return self.folder / step.start if step.start in step.needs else Path(step.start)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from scanprior.config import Config, Tree
 from scanprior.data.drifts import DRIFTS
@@ -30,6 +38,25 @@ Once = AfterValidator(_distinct)
 """Of a list whose entries each stand for something of their own: two alike are a typing error."""
 
 
+class Sparse(Config):
+    """A part whose newer keys are written only where they are given, so that older studies stay what they were.
+
+    The fingerprint of a recipe and its ``study.yaml`` are made of what is written.
+    """
+
+    newer: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> Tree:
+        tree: Tree = handler(self)
+        defaults = {
+            name: type(self).model_fields[name].get_default(call_default_factory=True) for name in self.newer
+        }
+        return {
+            name: value for name, value in tree.items() if name not in defaults or value != defaults[name]
+        }
+
+
 class DataSpec(Config):
     """One data set."""
 
@@ -52,13 +79,60 @@ class PretrainingSpec(Config):
     settings: Tree = Field({}, description="over the settings of the recipe")
 
 
-class InitSpec(Config):
+class InitSpec(Sparse):
     """One starting point of fine-tuning; without ``start``, what ``settings`` say of the encoder."""
+
+    newer = frozenset({"if_absent", "random"})
 
     start: str | None = Field(
         None, description="a pretraining of this recipe, a run folder, or scanprior:NAME"
     )
     settings: Tree = Field({}, description="over the settings of recipe and task, such as engine.layer_decay")
+    if_absent: Literal["stop", "leave_out"] = Field(
+        "stop",
+        description="its weights cannot be had: end the study before it begins, or do it without this init",
+    )
+    random: bool = Field(False, description="meant to have random weights; marked so wherever it is shown")
+
+    @model_validator(mode="after")
+    def _random_from_nothing(self) -> InitSpec:
+        if self.random and self.start is not None:
+            raise ValueError(
+                f"random: an init that starts from {self.start!r} has no random weights; leave one out"
+            )
+        return self
+
+
+class RegimeSpec(Config):
+    """One way in which inits are fine-tuned."""
+
+    settings: Tree = Field(
+        {}, description="over those of recipe, task and init, such as adapt: {train: none}"
+    )
+    probe: Literal["linear", "knn"] | None = Field(
+        None, description="no training: logistic regression, or neighbours, on the frozen encoder's features"
+    )
+    inits: Annotated[list[Name], Field(min_length=1), Once] | None = Field(
+        None, description="which, the baseline among them; empty = all"
+    )
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is compared at a task: an init, in a regime where the recipe has some, or an ensemble.
+
+    Attributes:
+        init: its name, or that of the ensemble.
+        regime: in which it is fine-tuned.
+    """
+
+    init: str
+    regime: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Return ``INIT``, or ``INIT@REGIME``: also the name of the folder of its runs."""
+        return self.init if self.regime is None else f"{self.init}@{self.regime}"
 
 
 class ElsewhereSpec(Config):
@@ -68,23 +142,26 @@ class ElsewhereSpec(Config):
     map: dict[str, str] = Field({}, description="its labels: labels of the task")
 
 
-Member = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(\+[1-9][0-9]?)?$")]
-"""``INIT``: its run. ``INIT+1``, ``INIT+2`` …: another training of it on the same labels, of another seed."""
+Member = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(@[A-Za-z0-9][A-Za-z0-9_.-]*)?(\+[1-9][0-9]?)?$")
+]
+"""``INIT``, or ``INIT@REGIME`` where there are regimes: its run. ``INIT+1``, ``INIT@REGIME+2`` …: another training of
+it on the same labels, of another seed."""
 AGAIN = 1000
 """What is added to the seed of a training for ``+1``: no training of ``seeds`` is ever taken for another one."""
 
 
 def member_of(name: str) -> tuple[str, int]:
-    """Return the init of a member of an ensemble, and which further training it is; 0 = the init's own run."""
-    init, _, again = name.partition("+")
-    return init, int(again or 0)
+    """Return the arm of a member of an ensemble, and which further training it is; 0 = the arm's own run."""
+    arm, _, again = name.partition("+")
+    return arm, int(again or 0)
 
 
 class EnsembleSpec(Config):
     """Runs of one seed and budget of a task that predict together; compared as if it were an init."""
 
     members: list[Member] = Field(
-        min_length=2, description="inits; INIT+1: another training of it on the same labels"
+        min_length=2, description="inits, or INIT@REGIME; INIT+1: another training of it on the same labels"
     )
     method: Method = Field("mean", description="mean, geometric, calibrated or weighted")
 
@@ -93,9 +170,9 @@ class EnsembleSpec(Config):
     def _once(cls, value: list[str]) -> list[str]:
         for place, member in enumerate(value):
             if member in value[:place]:
-                init, again = member_of(member)
+                arm, again = member_of(member)
                 raise ValueError(
-                    f"{member!r} is given twice; for another training of the same init write {init}+{again + 1}"
+                    f"{member!r} is given twice; for another training of the same init write {arm}+{again + 1}"
                 )
         return value
 
@@ -124,8 +201,14 @@ class TuneSpec(Config):
         return value
 
 
-class TaskSpec(Config):
+ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(@[A-Za-z0-9][A-Za-z0-9_.-]*)?$")]
+"""``INIT``, or ``INIT@REGIME`` where there are regimes; or an ensemble's name."""
+
+
+class TaskSpec(Sparse):
     """One task that every init is fine-tuned for."""
+
+    newer = frozenset({"contrasts"})
 
     data: Name
     labels: Annotated[list[Labels], Once] = Field(
@@ -142,9 +225,9 @@ class TaskSpec(Config):
     ensembles: dict[Name, EnsembleSpec] = Field(
         {}, description="of members of the same seed and labels, as scanprior ensemble makes them"
     )
-    contrasts: Annotated[list[tuple[Name, Name]], Once] = Field(
+    contrasts: Annotated[list[tuple[ArmName, ArmName]], Once] = Field(
         [],
-        description="pairs of inits or ensembles: the first minus the second, beside what is minus the baseline",
+        description="pairs of inits, INIT@REGIME or ensembles: the first minus the second, beside what is minus the baseline",
     )
     elsewhere: dict[Name, ElsewhereSpec] = Field({}, description="drift: other data, as it is")
     drifts: Annotated[list[str], Once] = Field(

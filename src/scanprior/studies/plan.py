@@ -12,7 +12,7 @@ from typing import Any, Literal
 from scanprior.api.settings import layered
 from scanprior.config import Tree, nest
 from scanprior.run import RELEASED
-from scanprior.studies.parts import AGAIN, Labels, TaskSpec, TuneSpec, member_of
+from scanprior.studies.parts import AGAIN, Arm, Labels, TaskSpec, TuneSpec, member_of
 from scanprior.studies.recipe import Recipe
 
 Kind = Literal["pretrain", "tune", "finetune", "member", "ensemble", "shift"]
@@ -31,11 +31,12 @@ class Step:
         options: the configuration of the training; of an ensemble, that of its first member.
         objective: of a pretraining.
         method: of an ensemble.
+        probe: of a fine-tuning that trains nothing: how the frozen features are classified.
         start: the run whose encoder is the starting point: a step's name, or a folder.
         tuned_by: tuning steps and what each tries; this step takes what the best on validation tried.
         elsewhere: evaluation name to data set and map of labels.
         drifts: kinds.
-        facts: task, init, labels and seed, where it has them.
+        facts: task, init, regime, labels and seed, where it has them.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Step:
     options: Tree = field(default_factory=dict)
     objective: str | None = None
     method: str | None = None
+    probe: str | None = None
     start: str | None = None
     tuned_by: tuple[tuple[str, Tree], ...] = ()
     elsewhere: dict[str, tuple[str, dict[str, str]]] = field(default_factory=dict)
@@ -117,27 +119,38 @@ def _start(recipe: Recipe, init: str) -> tuple[str | None, tuple[str, ...]]:
     return str(Path(start).expanduser().resolve()), ()
 
 
-def _options(recipe: Recipe, task: str, init: str, labels: Labels, seed: int, again: int = 0) -> Tree:
+def _options(recipe: Recipe, task: str, arm: Arm, labels: Labels, seed: int, again: int = 0) -> Tree:
     budget: Tree = {"seed": seed} if labels == "all" else {"seed": seed, "count": labels}
     given = {"labels": budget, "engine": {"seed": seed + again * AGAIN}}
-    return layered(recipe.settings, recipe.tasks[task].settings, recipe.inits[init].settings, given)
+    return layered(recipe.settings_of(task, arm), given)
+
+
+def _facts(task: str, arm: Arm, labels: Labels, seed: int) -> dict[str, Any]:
+    regime = {} if arm.regime is None else {"regime": arm.regime}
+    return {"task": task, "init": arm.init, **regime, "labels": labels, "seed": seed}
+
+
+def _probe(recipe: Recipe, arm: Arm) -> str | None:
+    return None if arm.regime is None else recipe.regimes[arm.regime].probe
 
 
 def _tuning(recipe: Recipe, task: str) -> Iterator[Step]:
     tune = recipe.tasks[task].tune
     if tune is None:
         return
-    for labels, init in product(tune.labels, recipe.inits_of(task)):
-        start, needs = _start(recipe, init)
-        for name, tried in _points(tune, f"tuning/{task}/{init}/{labels}"):
+    for labels, arm in product(tune.labels, recipe.arms_of(task)):
+        if _probe(recipe, arm) is not None:  # it chooses by itself, and nothing of the grid is of use to it
+            continue
+        start, needs = _start(recipe, arm.init)
+        for name, tried in _points(tune, f"tuning/{task}/{arm.name}/{labels}"):
             yield Step(
                 name,
                 "tune",
                 (recipe.tasks[task].data,),
                 needs,
-                layered(_options(recipe, task, init, labels, tune.seed), tried),
+                layered(_options(recipe, task, arm, labels, tune.seed), tried),
                 start=start,
-                facts={"task": task, "init": init, "labels": labels, "seed": tune.seed},
+                facts=_facts(task, arm, labels, tune.seed),
             )
 
 
@@ -148,53 +161,55 @@ def _points(tune: TuneSpec, place: str) -> Iterator[tuple[str, Tree]]:
 
 
 def _finetunings(recipe: Recipe, task: str, seed: int) -> Iterator[Step]:
-    for labels, init in product(recipe.tasks[task].labels, recipe.inits_of(task)):
-        yield _measured(recipe.tasks[task], _finetuning(recipe, task, init, labels, seed))
+    for labels, arm in product(recipe.tasks[task].labels, recipe.arms_of(task)):
+        yield _measured(recipe.tasks[task], _finetuning(recipe, task, arm, labels, seed))
 
 
-def _finetuning(recipe: Recipe, task: str, init: str, labels: Labels, seed: int, again: int = 0) -> Step:
+def _finetuning(recipe: Recipe, task: str, arm: Arm, labels: Labels, seed: int, again: int = 0) -> Step:
     """Return a fine-tuning; ``again`` > 0: a further one on the same labels, for ensembles."""
-    spec = recipe.tasks[task]
-    start, needs = _start(recipe, init)
+    spec, probe = recipe.tasks[task], _probe(recipe, arm)
+    start, needs = _start(recipe, arm.init)
     tuned_by: tuple[tuple[str, Tree], ...] = ()
-    if spec.tune is not None:
+    if spec.tune is not None and probe is None:
         nearest = _nearest(labels, spec.tune.labels)
-        tuned_by = tuple(_points(spec.tune, f"tuning/{task}/{init}/{nearest}"))
+        tuned_by = tuple(_points(spec.tune, f"tuning/{task}/{arm.name}/{nearest}"))
     return Step(
-        _run(task, f"{init}+{again}" if again else init, labels, seed),
+        _run(task, f"{arm.name}+{again}" if again else arm.name, labels, seed),
         "member" if again else "finetune",
         (spec.data,),
         (*needs, *(name for name, _ in tuned_by)),
-        _options(recipe, task, init, labels, seed, again),
+        _options(recipe, task, arm, labels, seed, again),
+        probe=probe,
         start=start,
         tuned_by=tuned_by,
-        facts={"task": task, "init": init, "labels": labels, "seed": seed},
+        facts=_facts(task, arm, labels, seed),
     )
 
 
 def _ensembles(recipe: Recipe, task: str, seed: int) -> Iterator[Step]:
     """Yield the ensembles of a task, and before them the further trainings that they need."""
     spec = recipe.tasks[task]
+    arms = {arm.name: arm for arm in recipe.arms_of(task)}
     members = dict.fromkeys(member for each in spec.ensembles.values() for member in each.members)
     for labels in spec.labels:
-        for init, again in map(member_of, members):
+        for name, again in map(member_of, members):
             if again:
-                yield _finetuning(recipe, task, init, labels, seed, again)
+                yield _finetuning(recipe, task, arms[name], labels, seed, again)
     for labels, (name, ensemble) in product(spec.labels, spec.ensembles.items()):
         step = Step(
             _run(task, name, labels, seed),
             "ensemble",
             (spec.data,),
             tuple(_run(task, member, labels, seed) for member in ensemble.members),
-            _options(recipe, task, member_of(ensemble.members[0])[0], labels, seed),
+            _options(recipe, task, arms[member_of(ensemble.members[0])[0]], labels, seed),
             method=ensemble.method,
-            facts={"task": task, "init": name, "labels": labels, "seed": seed},
+            facts=_facts(task, Arm(name), labels, seed),
         )
         yield _measured(spec, step)
 
 
-def _run(task: str, init: str, labels: Labels, seed: int) -> str:
-    return f"runs/{task}/{init}/{labels}/seed{seed}"
+def _run(task: str, arm: str, labels: Labels, seed: int) -> str:
+    return f"runs/{task}/{arm}/{labels}/seed{seed}"
 
 
 def _measured(spec: TaskSpec, step: Step) -> Step:
@@ -202,7 +217,7 @@ def _measured(spec: TaskSpec, step: Step) -> Step:
     return replace(
         step,
         elsewhere={name: (where.data, where.map) for name, where in spec.elsewhere.items()},
-        drifts=tuple(spec.drifts) if step.facts["labels"] == _most(spec) else (),
+        drifts=tuple(spec.drifts) if step.facts["labels"] == largest(spec) else (),
     )
 
 
@@ -218,6 +233,6 @@ def _nearest(labels: Labels, tuned: list[Labels]) -> Labels:
     return min(tuned, key=lambda budget: (abs(_size(budget) - _size(labels)), _size(budget)))
 
 
-def _most(task: TaskSpec) -> Labels:
+def largest(task: TaskSpec) -> Labels:
     """Return the largest budget of a task."""
     return max(task.labels, key=_size)

@@ -1,8 +1,8 @@
 """A recipe: which encoders are compared, on which tasks, with how many labels, and where they are tested.
 
-It is YAML. Names that the user chooses stand for data sets, pretrainings, inits (starting points) and
-tasks; every training takes the ``settings`` of the recipe, over them those of its pretraining or task, and
-over them those of its init.
+It is YAML. Names that the user chooses stand for data sets, pretrainings, inits (starting points), regimes
+(ways of fine-tuning) and tasks; every training takes the ``settings`` of the recipe, over them those of its
+pretraining or task, over them those of its init, and over them those of its regime.
 """
 
 from __future__ import annotations
@@ -11,22 +11,25 @@ from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from scanprior.api.settings import DataConfig
-from scanprior.config import Config, Tree, build, load_yaml, merge, parse_settings
+from scanprior.api.settings import DataConfig, layered
+from scanprior.config import Tree, build, load_yaml, merge, parse_settings
 from scanprior.errors import ConfigError
 from scanprior.evaluation import MASK_METRICS, METRICS
 from scanprior.studies.parts import (
     AGAIN,
+    Arm,
     DataSpec,
     InitSpec,
     Name,
     Once,
     PretrainingSpec,
+    RegimeSpec,
     ShiftSpec,
+    Sparse,
     TaskSpec,
     member_of,
 )
@@ -35,8 +38,10 @@ _AS_SEEN = frozenset({"size", "store_size", "channels", "depth", "fit", "standar
 """Keys of ``data`` that say how a network sees images, not which images there are."""
 
 
-class Recipe(Config):
+class Recipe(Sparse):
     """A study to be."""
+
+    newer = frozenset({"regimes", "baseline_regime", "correction", "costs"})
 
     name: Name
     title: str = Field("", description="heading of the report")
@@ -46,6 +51,13 @@ class Recipe(Config):
     pretraining: dict[Name, PretrainingSpec] = Field({})
     inits: dict[Name, InitSpec] = Field(min_length=1)
     baseline: Name = Field("scratch", description="the init that the others are compared with")
+    regimes: dict[Name, RegimeSpec] = Field(
+        {},
+        description="ways of fine-tuning; every init is fine-tuned in each, and compared with the baseline in it",
+    )
+    baseline_regime: Name | None = Field(
+        None, description="the regime that the others are compared with, init by init; empty = none"
+    )
     tasks: dict[Name, TaskSpec] = Field(min_length=1)
     seeds: Annotated[list[int], Once] = Field(
         [0, 1, 2, 3, 4], min_length=1, description="of training and of the draw of labels"
@@ -59,6 +71,10 @@ class Recipe(Config):
     shift: dict[Name, ShiftSpec] = Field({})
     resamples: int = Field(2000, ge=100, description="of patients, for intervals")
     level: float = Field(0.95, gt=0.5, lt=1)
+    correction: Literal["holm", "none"] | None = Field(
+        None, description="of p-values for the number of comparisons; empty = holm where there are regimes"
+    )
+    costs: bool = Field(False, description="measure what every training costs, after all of them")
 
     @model_validator(mode="after")
     def _names_exist(self) -> Recipe:
@@ -94,6 +110,11 @@ class Recipe(Config):
                     raise ValueError(
                         f"tasks.{name}.elsewhere: {where!r} is the name of the task's own images"
                     )
+        for name, regime in self.regimes.items():
+            for init in regime.inits or ():
+                check(f"regimes.{name}.inits", init, self.inits, "init")
+        if self.baseline_regime is not None:
+            check("baseline_regime", self.baseline_regime, self.regimes, "regime")
         for name, shift in self.shift.items():
             check(f"shift.{name}.encoder", shift.encoder, self.inits, "init")
             check(f"shift.{name}.reference", shift.reference, self.data, "data set")
@@ -105,6 +126,7 @@ class Recipe(Config):
         self._no_cycle()
         self._one_division()
         self._known_metrics()
+        self._regimes_fit()
         self._ensembles_fit()
         self._contrasts_fit()
         self._folds_fit()
@@ -114,7 +136,7 @@ class Recipe(Config):
         """Refuse settings that would read or divide the same images otherwise in one run than in another."""
         parts = {
             f"{kind}.{n}": spec
-            for kind in ("pretraining", "tasks", "inits")
+            for kind in ("pretraining", "tasks", "inits", "regimes")
             for n, spec in getattr(self, kind).items()
         }
         for place, spec in parts.items():
@@ -138,28 +160,52 @@ class Recipe(Config):
                     hint = f"did you mean {near[0]!r}?" if near else f"choose of {', '.join(known)}"
                     raise ValueError(f"tasks.{name}.metrics: there is no {metric!r}; {hint}")
 
+    def _regimes_fit(self) -> None:
+        for name, regime in self.regimes.items():
+            if regime.inits is not None and self.baseline not in regime.inits:
+                raise ValueError(
+                    f"regimes.{name}.inits: the baseline {self.baseline!r} is not among them, and nothing could be "
+                    "compared with it; add it, or name another baseline"
+                )
+            for task in self.tasks:
+                if regime.probe is not None and self.segments(task):
+                    raise ValueError(
+                        f"regimes.{name}.probe: tasks.{task} is a segmentation, which has no probe; train it with "
+                        "settings: {adapt: {train: none}}"
+                    )
+        for task in self.tasks:
+            for arm in self.arms_of(task):
+                encoder = self.settings_of(task, arm).get("encoder", {})
+                given = next((key for key in ("weights", "pretrained") if encoder.get(key)), None)
+                if self.inits[arm.init].random and given is not None:
+                    raise ValueError(
+                        f"inits.{arm.init}.random: its encoder.{given} is {encoder[given]!r}, so it has no random "
+                        "weights; leave one out"
+                    )
+
     def _ensembles_fit(self) -> None:
         again = False
         for task, spec in self.tasks.items():
-            place, known = f"tasks.{task}.ensembles", self.inits_of(task)
+            place, known = f"tasks.{task}.ensembles", [arm.name for arm in self.arms_of(task)]
             if spec.ensembles and self.segments(task):
                 raise ValueError(f"{place}: the task is a segmentation; only classifiers can be combined")
             for name, ensemble in spec.ensembles.items():
                 if name in self.inits:
                     raise ValueError(f"{place}.{name}: there is an init of this name; choose another")
                 for member in ensemble.members:
-                    init, number = member_of(member)
+                    arm, number = member_of(member)
                     again = again or number > 0
-                    if init not in known:
-                        near = get_close_matches(init, known, n=1)
+                    if arm not in known:
+                        near = [one for one in known if one.startswith(f"{arm}@")]
+                        near += get_close_matches(arm, known, n=1)
                         hint = f"did you mean {near[0]!r}?" if near else f"its inits are {', '.join(known)}"
-                        raise ValueError(f"{place}.{name}.members: the task has no init {init!r}; {hint}")
+                        raise ValueError(f"{place}.{name}.members: the task has no init {arm!r}; {hint}")
         if again and len({seed % AGAIN for seed in self.seeds}) < len(self.seeds):
             raise ValueError(f"seeds: two differ by a multiple of {AGAIN}, which further trainings (+1) take")
 
     def _contrasts_fit(self) -> None:
         for task, spec in self.tasks.items():
-            known = [*self.inits_of(task), *spec.ensembles]
+            known = [*(arm.name for arm in self.arms_of(task)), *spec.ensembles]
             for pair in spec.contrasts:
                 for name in pair:
                     if name not in known:
@@ -225,8 +271,30 @@ class Recipe(Config):
         wanted = self.tasks[task].inits
         return [name for name in self.inits if wanted is None or name in wanted]
 
-    def without(self, missing: Collection[str]) -> Recipe:
-        """Return the recipe without what needs data sets that are not given.
+    def arms_of(self, task: str) -> list[Arm]:
+        """Return what of a task is trained and compared: its inits, in every regime where there are some."""
+        inits = self.inits_of(task)
+        if not self.regimes:
+            return [Arm(init) for init in inits]
+        return [
+            Arm(init, regime)
+            for regime, spec in self.regimes.items()
+            for init in inits
+            if spec.inits is None or init in spec.inits
+        ]
+
+    def settings_of(self, task: str, arm: Arm) -> Tree:
+        """Return the settings of the trainings of an arm, without seed and labels."""
+        regime = {} if arm.regime is None else self.regimes[arm.regime].settings
+        return layered(self.settings, self.tasks[task].settings, self.inits[arm.init].settings, regime)
+
+    @property
+    def corrects(self) -> bool:
+        """Whether p-values are corrected for the number of comparisons."""
+        return bool(self.regimes) if self.correction is None else self.correction == "holm"
+
+    def without(self, missing: Collection[str], absent: Collection[str] = ()) -> Recipe:
+        """Return the recipe without what needs data sets that are not given, or inits that are absent.
 
         Raises:
             ConfigError: no task is left.
@@ -242,7 +310,9 @@ class Recipe(Config):
             for name in lost:
                 tree["pretraining"].pop(name)
         gone = self._lost(tree)
-        tree["inits"] = {n: s for n, s in tree["inits"].items() if s["start"] not in gone}
+        tree["inits"] = {n: s for n, s in tree["inits"].items() if s["start"] not in gone and n not in absent}
+        for spec in tree.get("regimes", {}).values():
+            spec["inits"] = spec["inits"] and [name for name in spec["inits"] if name in tree["inits"]]
         tree["tasks"] = {n: s for n, s in tree["tasks"].items() if s["data"] not in missing}
         for spec in tree["tasks"].values():
             spec["elsewhere"] = {n: s for n, s in spec["elsewhere"].items() if s["data"] not in missing}
@@ -250,11 +320,15 @@ class Recipe(Config):
             spec["ensembles"] = {
                 n: s
                 for n, s in spec["ensembles"].items()
-                if all(member_of(member)[0] in tree["inits"] for member in s["members"])
+                if all(member_of(member)[0].partition("@")[0] in tree["inits"] for member in s["members"])
             }
         for spec in tree["tasks"].values():
             known = {*tree["inits"], *spec["ensembles"]}
-            spec["contrasts"] = [pair for pair in spec["contrasts"] if set(pair) <= known]
+            spec["contrasts"] = [
+                pair
+                for pair in spec.get("contrasts", ())
+                if {name.partition("@")[0] for name in pair} <= known
+            ]
         tree["shift"] = {
             n: s
             for n, s in tree["shift"].items()

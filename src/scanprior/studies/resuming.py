@@ -19,7 +19,7 @@ from scanprior.run import Run
 from scanprior.studies.plan import Step, pretraining_data, steps_of
 from scanprior.studies.recipe import Recipe
 
-_OF_REPORT = ("title", "question", "resamples", "level")
+_OF_REPORT = ("title", "question", "resamples", "level", "baseline_regime", "correction", "costs")
 _TABLES = (".csv", ".tsv", ".xlsx", ".parquet")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scanprior.run import Run
+from scanprior.studies.comparisons import correct, rank_rows, regime_rows
 from scanprior.studies.contrasts import contrast_rows
 from scanprior.studies.ensemble_gains import gains
 from scanprior.studies.execution import Execution
@@ -49,18 +50,21 @@ class Part:
         return f"fold{self.fold}/{step}" if self.fold else step
 
 
-def summarise(recipe: Recipe, parts: Sequence[Part]) -> dict[str, Any]:
+def summarise(recipe: Recipe, parts: Sequence[Part], absent: Sequence[Row] = ()) -> dict[str, Any]:
     """Gather the results of a study; equal runs give an equal summary.
 
     Args:
         recipe: of the study.
         parts: its folds, or the study itself.
+        absent: inits that are left out because their weights are not there.
 
     Returns:
         JSON values: ``name``, ``title``, ``question``, ``baseline``, ``seeds``, ``level``, ``resamples``, ``data``,
         ``failed``, ``pretraining`` (what was trained), ``tuned`` (what was chosen), ``efficiency``, ``contrasts``,
         ``drift``, ``ensembles`` (what they gain), ``synthetic``, ``subgroups``, ``gaps``, ``shift``: rows of tables.
-        Every row that has a value has its interval, or ``reason``.
+        Every row that has a value has its interval, or ``reason``. With regimes also ``regimes`` (what each is),
+        ``regime_gains`` (rows: minus the baseline regime), ``ranks``; where there are some, ``absent`` and
+        ``random`` inits.
     """
     done = [(part, part.steps()) for part in parts]
     first = parts[0]
@@ -70,7 +74,7 @@ def summarise(recipe: Recipe, parts: Sequence[Part]) -> dict[str, Any]:
             TaskResults(part.recipe, part.folder, name, steps, resampling=part.fold) for part, steps in done
         ]
         tasks.append(TaskResults.over(found) if recipe.folds else found[0])
-    return {
+    results: dict[str, Any] = {
         "name": recipe.name,
         "title": recipe.title or recipe.name,
         "question": recipe.question,
@@ -89,7 +93,6 @@ def summarise(recipe: Recipe, parts: Sequence[Part]) -> dict[str, Any]:
         ],
         "tuned": [row for part, steps in done for row in _tuned(part, steps)],
         "efficiency": [row for task in tasks for row in task.efficiency()],
-        "contrasts": [row for task in tasks for row in contrast_rows(task)],
         "drift": [row for task in tasks for row in drift_rows(task)],
         "ensembles": [row for task in tasks for row in gains(task)],
         "synthetic": [row for task in tasks for row in synthetic_rows(task)],
@@ -99,6 +102,23 @@ def summarise(recipe: Recipe, parts: Sequence[Part]) -> dict[str, Any]:
             _shifted(part.folder, step) for part, steps in done for step in steps if step.kind == "shift"
         ],
     }
+    if any(spec.contrasts for spec in recipe.tasks.values()):
+        results["contrasts"] = [row for task in tasks for row in contrast_rows(task)]
+    if recipe.regimes:
+        results |= {
+            "regimes": {name: spec.model_dump(mode="json") for name, spec in recipe.regimes.items()},
+            "baseline_regime": recipe.baseline_regime,
+            "regime_gains": [row for task in tasks for row in regime_rows(task)],
+            "ranks": rank_rows(recipe, tasks),
+        }
+    if recipe.corrects:
+        for table in ("efficiency", "regime_gains"):
+            correct(results.get(table, []))
+    if random := [name for name, init in recipe.inits.items() if init.random]:
+        results["random"] = random
+    if absent:
+        results["absent"] = list(absent)
+    return results
 
 
 def _warnings(part: Part, steps: Sequence[Step]) -> list[str]:
@@ -167,16 +187,14 @@ def _tuned(part: Part, steps: Sequence[Step]) -> Iterator[Row]:
     execution = Execution(part.folder, frozenset(pretraining_data(part.recipe)))
     seen: set[tuple[object, ...]] = set()
     for step in steps:
-        place = (step.facts.get("task"), step.facts.get("init"), step.facts.get("labels"))
+        place = tuple(step.facts.get(name) for name in ("task", "init", "regime", "labels"))
         if not step.tuned_by or place in seen:
             continue
         seen.add(place)
         name, chosen, value = execution.best_of(step.tuned_by)
         yield {
             "fold": part.fold or None,
-            "task": place[0],
-            "init": place[1],
-            "labels": place[2],
+            **{name: step.facts[name] for name in ("task", "init", "regime", "labels") if name in step.facts},
             "tuned_at": name.split("/")[3],
             "chosen": chosen,
             "validation": value,

@@ -34,17 +34,19 @@ from scanprior.evaluation.compare import Difference
 from scanprior.evaluation.labels import Task
 from scanprior.evaluation.scoring import Key
 from scanprior.run import Run
-from scanprior.studies.parts import Labels
+from scanprior.studies.parts import Arm, Labels
 from scanprior.studies.plan import Step
 from scanprior.studies.recipe import Recipe
 
 Row = dict[str, Any]
+NO_SEED = "no seed in common with the baseline"
 
 
 @dataclass
 class Cell:
-    """The runs of one init or ensemble with one budget: their steps by seed, and what they predicted."""
+    """The runs of one arm with one budget: their steps by seed, and what they predicted."""
 
+    arm: Arm
     steps: dict[int, Step] = field(default_factory=dict)
     labels_used: int = 0
     found: dict[str, dict[Key, Replicates]] = field(default_factory=dict)
@@ -62,6 +64,7 @@ class TaskResults:
     Only images that every run could read take part, so that all comparisons are of the same images.
 
     Attributes:
+        cells: by budget and name of the arm.
         parts: the results of each fold, of which these are the means; without folds, these alone.
     """
 
@@ -73,8 +76,9 @@ class TaskResults:
         self.cells: dict[tuple[Labels, str], Cell] = {}
         for step in steps:
             if step.kind in ("finetune", "ensemble") and step.facts["task"] == name:
-                place = (step.facts["labels"], step.facts["init"])
-                self.cells.setdefault(place, Cell()).steps[step.facts["seed"]] = step
+                arm = Arm(step.facts["init"], step.facts.get("regime"))
+                cell = self.cells.setdefault((step.facts["labels"], arm.name), Cell(arm))
+                cell.steps[step.facts["seed"]] = step
         self.units: dict[str, str] = {}
         self.counts: dict[str, tuple[int, int | None]] = {}
         if not self.cells:
@@ -116,7 +120,7 @@ class TaskResults:
             if len(cells) < len(folds) or not seeds:
                 continue
             used = round(sum(cell.labels_used for cell in cells) / len(cells))
-            cell = made.cells[place] = Cell({seed: first.steps[seed] for seed in seeds}, used)
+            cell = made.cells[place] = Cell(first.arm, {seed: first.steps[seed] for seed in seeds}, used)
             for evaluation in made.units:
                 cell.found[evaluation] = {
                     key: averaged(
@@ -198,14 +202,16 @@ class TaskResults:
             chosen += whole[:1] or mine
         return chosen
 
-    def place(self, labels: Labels, init: str, evaluation: str, key: Key) -> Row:
-        """Return what a row is about."""
+    def place(self, labels: Labels, name: str, evaluation: str, key: Key) -> Row:
+        """Return what a row is about; with regimes, of which one too (None of an ensemble)."""
+        cell = self.cells[labels, name]
         return {
             "task": self.name,
             "evaluation": evaluation,
             "labels": labels,
-            "labels_used": self.cells[labels, init].labels_used,
-            "init": init,
+            "labels_used": cell.labels_used,
+            "init": cell.arm.init,
+            **({"regime": cell.arm.regime} if self.recipe.regimes else {}),
             "metric": key[0],
             "class": key[1],
             "unit": self.units[evaluation],
@@ -215,12 +221,12 @@ class TaskResults:
         """Yield value, interval, and paired difference from the baseline of every cell."""
         level = self.recipe.level
         for evaluation, unit in self.units.items():
-            for (labels, init), cell in self.cells.items():
+            for (labels, name), cell in self.cells.items():
                 for key, found in cell.found[evaluation].items():
                     interval = mean_interval(key[0], found, unit, level)
                     n, patients = self.counts[evaluation]
                     row = {
-                        **self.place(labels, init, evaluation, key),
+                        **self.place(labels, name, evaluation, key),
                         "value": or_none(found.mean),
                         "low": interval.low,
                         "high": interval.high,
@@ -232,7 +238,7 @@ class TaskResults:
                         "patients": patients,
                         "undefined": self._undefined(cell, evaluation, key),
                     }
-                    yield row | self._against_baseline(labels, init, evaluation, key)
+                    yield row | self._against_baseline(labels, cell, evaluation, key)
 
     def _undefined(self, cell: Cell, evaluation: str, key: Key) -> int:
         """Return how many images have no value, in the training where they are most."""
@@ -241,22 +247,25 @@ class TaskResults:
         column = f"{key[0]}:{key[1]}"
         return max(int(table[column].isna().sum()) for table in cell.tables[evaluation])
 
-    def _against_baseline(self, labels: Labels, init: str, evaluation: str, key: Key) -> Row:
-        base = self.cells.get((labels, self.recipe.baseline))
-        mine = self.cells[labels, init]
-        if init == self.recipe.baseline or base is None:
+    def _against_baseline(self, labels: Labels, mine: Cell, evaluation: str, key: Key) -> Row:
+        baseline = Arm(self.recipe.baseline, mine.arm.regime)
+        base = self.cells.get((labels, baseline.name))
+        if mine.arm == baseline or base is None:
             return {}
-        shared = sorted(set(mine.steps) & set(base.steps))
+        found = self.difference(mine, base, evaluation, key)
+        if found["difference_reason"] == NO_SEED:
+            return {**found, "match": None}
+        return {**found, "match": self._match(mine, baseline, evaluation, key)}
+
+    def difference(self, mine: Cell, other: Cell, evaluation: str, key: Key) -> Row:
+        """Return the paired difference of two cells, of the seeds that both have."""
+        shared = sorted(set(mine.steps) & set(other.steps))
         if not shared:
-            none = dict.fromkeys(("difference", "difference_low", "difference_high", "p", "match"))
-            return {**none, "difference_reason": "no seed in common with the baseline"}
-        first, second = self.pair(mine, base, evaluation, key, shared)
+            none = dict.fromkeys(("difference", "difference_low", "difference_high", "p"))
+            return {**none, "difference_reason": NO_SEED}
+        first, second = self.pair(mine, other, evaluation, key, shared)
         found = mean_difference(first, second, self.units[evaluation], self.recipe.level)
-        return {
-            "difference": or_none(first.mean - second.mean),
-            **interval_of(found),
-            "match": self._match(mine, evaluation, key),
-        }
+        return {"difference": or_none(first.mean - second.mean), **interval_of(found)}
 
     def pair(
         self, mine: Cell, base: Cell, evaluation: str, key: Key, seeds: Sequence[int]
@@ -282,14 +291,14 @@ class TaskResults:
         ]
         return sides[0], sides[1]
 
-    def _match(self, cell: Cell, evaluation: str, key: Key) -> Row | None:
+    def _match(self, cell: Cell, baseline: Arm, evaluation: str, key: Key) -> Row | None:
         """Return how many labels the baseline needs to reach a cell; None of distances, which leave images out."""
         if key[0] in UNBOUNDED:
             return None
         curve = [
             (other.labels_used, other.found[evaluation][key])
-            for (_, init), other in self.cells.items()
-            if init == self.recipe.baseline
+            for (_, name), other in self.cells.items()
+            if name == baseline.name
         ]
         curve.sort(key=lambda point: point[0])
         if len(curve) < 2:
