@@ -227,7 +227,7 @@ class TaskSpec(Sparse):
     )
     contrasts: Annotated[list[tuple[ArmName, ArmName]], Once] = Field(
         [],
-        description="pairs of inits, INIT@REGIME or ensembles: the first minus the second, beside what is minus the baseline",
+        description="pairs of inits, INIT@REGIME or ensembles: the first minus the second, beside the baseline",
     )
     elsewhere: dict[Name, ElsewhereSpec] = Field({}, description="drift: other data, as it is")
     drifts: Annotated[list[str], Once] = Field(
