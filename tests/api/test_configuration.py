@@ -99,7 +99,7 @@ def test_a_given_configuration_is_not_changed(phantoms: Path) -> None:
 
 @pytest.mark.parametrize("command", ["objectives", "doctor", "encoders"])
 def test_listings(scanprior: Command, command: str) -> None:
-    said = scanprior(command, *(["vit_tiny"] if command == "encoders" else []))
+    said = scanprior(command, *(["vit_tiny", "--all"] if command == "encoders" else []))
     assert said.code == 0
     assert {"objectives": "gmml", "doctor": "cache:", "encoders": "vit_tiny_patch16_224"}[command] in said.out
 

@@ -163,7 +163,9 @@ def test_uncertain_labels_take_no_part_in_a_drift(phantoms: Path, tmp_path: Path
         return table[["image", "patient", *findings]]
 
     source = copied(phantoms, tmp_path / "uncertain", uncertain)
-    options = {**FINETUNING, "data.label_columns": ["consolidation", "effusion"]}
+    options = {
+        **FINETUNING, "data.label_columns": ["consolidation", "effusion"], "task.uncertain": "ignore"
+    }  # fmt: skip
     run = api.finetune(source, out=tmp_path / "run", options=options)
     found = api.drift(run.path, kinds=["blur"])
     own = json.loads((run.path / "evaluations" / "test.json").read_text())

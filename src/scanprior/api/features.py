@@ -65,6 +65,7 @@ class StoredFeatures:
         self._kinds = ("pooled", "tokens") if tokens else ("pooled",)
         self.folder = (cache_folder() if folder is None else folder) / f"features-{self.key}"
         self._maps: dict[str, NDArray[Any]] = {}
+        self._said = False
 
     def __getstate__(self) -> dict[str, Any]:
         # loader workers read what is there, and open the files by themselves
@@ -82,6 +83,7 @@ class StoredFeatures:
             done = self._done()
             todo = wanted[done[wanted] == 0]
             if not len(todo):
+                self._say("using the features kept")
                 return
             self.encoder.eval()
             device = next(self.encoder.parameters()).device
@@ -96,8 +98,14 @@ class StoredFeatures:
                     self._write("tokens", part, made.tokens.half())
                 self._keep(block)
                 self.reporter.counted(number + 1, len(todo), "blocks of images encoded")
-        size = sum(file.stat().st_size for file in self.folder.iterdir()) / 1e6
-        self.reporter.note(f"the encoder's features are kept in {self.folder} ({size:,.0f} MB)")
+        self._say("the encoder's features are kept")
+
+    def _say(self, what: str) -> None:
+        """Say once where the features are."""
+        if not self._said:
+            size = sum(file.stat().st_size for file in self.folder.iterdir()) / 1e6
+            self.reporter.note(f"{what} in {self.folder} ({size:,.0f} MB)")
+        self._said = True
 
     def read(self, rows: Rows) -> Features:
         """Return the kept features of ``rows`` (B,), without a pyramid; the tokens are empty where not wanted."""

@@ -38,6 +38,7 @@ def create_encoder(config: EncoderConfig, *, size: int, channels: int, seed: int
         WeightsError: the weights cannot be had or are of another network.
 
     Example:
+        >>> import torch
         >>> encoder = create_encoder(
         ...     EncoderConfig(name="vit_tiny_patch16_224", patch_size=8, depth=2), size=32, channels=1, seed=3
         ... )

@@ -220,7 +220,7 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def predict_features(self, batches: Iterable[Features]) -> NDArray[np.float32]:
         """Return probabilities (N, classes) of batches of the encoder's features, in evaluation mode."""
-        device = next(self.head.parameters()).device
+        device = self.class_weights.device
         self.eval()
         return self._probabilities(
             self.logits_of(Features(made.tokens.to(device), [], made.pooled.to(device))) for made in batches
