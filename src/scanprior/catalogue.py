@@ -41,7 +41,7 @@ class Listed:
 
     @property
     def family(self) -> str:
-        """The method's name: what stands before the size."""
+        """What stands before the first hyphen: the method's name where a size follows it."""
         return self.name.split("-")[0]
 
 

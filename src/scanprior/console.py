@@ -15,6 +15,9 @@ from scanprior.terminal import console
 _EVERY = 10.0
 """Seconds between lines of progress where the output is no terminal."""
 
+_LOGGED_ALONE = frozenset({"balanced_accuracy", "macro_f1", "kappa", "quadratic_kappa"})
+"""Validation metrics that stand in the log alone, unless a step is selected by one."""
+
 
 class ConsoleReporter(Reporter):
     """Shows progress on one line of a terminal, or as a line every ten seconds in a log."""
@@ -36,7 +39,12 @@ class ConsoleReporter(Reporter):
 
     def validation(self, step: int, values: dict[str, float], select: str | None) -> None:
         """Show the metrics of a validation."""
-        numbers = {k: v for k, v in values.items() if isinstance(v, float) and not k.startswith("negative")}
+        hidden = _LOGGED_ALONE - {select}
+        numbers = {
+            name: value
+            for name, value in values.items()
+            if isinstance(value, float) and name not in hidden and not name.startswith("negative")
+        }
         shown = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         what = values.get("split", "validation")
         self.note(f"{what} at step {step:,}: {shown}")

@@ -133,3 +133,16 @@ def test_slow_arithmetic_is_said(
     heard = Heard()
     session.Session(settled, tmp_path / "run", resume=False, overwrite=False, reporter=heard)
     assert any("many times slower" in note for note in heard.notes) == warns
+
+
+def test_the_terminal_shows_the_metrics_of_validation_that_one_reads(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from scanprior.console import ConsoleReporter
+
+    values = {"loss": 0.5, "negative_loss": -0.5, "auroc": 0.8, "kappa": 0.25, "macro_f1": 0.75}
+    ConsoleReporter().validation(20, values, "auroc")
+    ConsoleReporter().validation(20, values, "kappa")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "validation at step 20: loss 0.5000  auroc 0.8000"
+    assert said[1].endswith("auroc 0.8000  kappa 0.2500")

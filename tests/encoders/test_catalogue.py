@@ -191,6 +191,18 @@ def test_an_earlier_block_is_the_output(tmp_path: Path, name: str, size: int) ->
         ("dinov2-s", 28, {"output_block": 13}, "dinov2-s has 12 blocks, and 13 is wanted"),
         ("convnext_atto", 32, {"output_block": 2}, "has no row of equal blocks to stop after"),
         ("dinov2-s", 28, {"revision": "main"}, "encoder.revision belongs to weights from the hub"),
+        (
+            "resnet18",
+            32,
+            {"pretrained": True, "revision": "main"},
+            "encoder.revision: timm fetches the weights",
+        ),
+        (
+            "resnet18",
+            32,
+            {"pretrained": True, "sha256": "0" * 64},
+            "encoder.sha256: timm fetches the weights",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_one_clear_sentence(name, size, settings, message) -> None:

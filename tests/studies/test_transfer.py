@@ -39,7 +39,10 @@ TRANSFER: dict[str, Any] = {
     },
     "baseline_regime": "linear",
     "tasks": {
-        "here": {"data": "ours", "metrics": ["auroc", "accuracy"]},
+        "here": {
+            "data": "ours", "metrics": ["auroc", "accuracy"],
+            "contrasts": [["deeper@full", "deeper@linear"], ["deeper@full", "scratch@full"]],
+        },
         "few": {"data": "ours", "labels": [8], "metrics": ["auroc"]},
     },
     "seeds": [0, 1],
@@ -63,7 +66,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 def small(**changes: Any) -> dict[str, Any]:
     """Return a study of one task and seed, without costs."""
     made = {**copy.deepcopy(TRANSFER), "seeds": [0], "costs": False, **changes}
-    made["tasks"] = {"here": made["tasks"]["here"]}
+    made["tasks"] = {"here": {**made["tasks"]["here"], "contrasts": []}}
     return made
 
 
@@ -73,6 +76,7 @@ def test_inits_in_regimes(tmp_path: Path) -> None:
     results = study(recipe, out=out, workers=1, reporter=notes)
     assert not results["failed"]
     check_differences(results, out)
+    check_contrasts(results)
     check_ranks(results)
     check_costs(results, out)
     check_report(results, out)
@@ -140,6 +144,21 @@ def check_differences(results: dict[str, Any], out: Path) -> None:
     assert linear.config()["command"] == "probe" and linear.config()["adapt"]["train"] == "none"
 
 
+def check_contrasts(results: dict[str, Any]) -> None:
+    """Arms that a recipe compares by name: as with the baseline regime, and as with the baseline."""
+    compared = ("value", "value_against", "difference", "difference_low", "difference_high", "p")
+    for row in results["contrasts"]:
+        same = [row[name] for name in ("task", "metric", "class", "labels", "evaluation")]
+        others = results["regime_gains"] if row["against"] == "deeper@linear" else results["efficiency"]
+        (other,) = (
+            one for one in others
+            if (one["init"], one["regime"]) == ("deeper", "full")
+            and [one[name] for name in ("task", "metric", "class", "labels", "evaluation")] == same
+        )  # fmt: skip
+        assert all(row[name] == other[name] for name in compared if name in other)
+    assert len(results["contrasts"]) == 2 * 2
+
+
 def check_ranks(results: dict[str, Any]) -> None:
     """Average ranks are those of a loop over tasks and seeds."""
     arms = [(init, regime) for regime in ("linear", "full") for init in ("scratch", "deeper")]
@@ -195,6 +214,8 @@ def check_report(results: dict[str, Any], out: Path) -> None:
     page, text = ((out / f"report.{end}").read_text().replace("<wbr>", "") for end in ("html", "md"))
     for shown in (page, text):
         assert "gone is left out" in shown and SOURCE in shown
+        assert "deeper, full minus deeper, linear" in shown
+        assert "deeper, full minus scratch (random weights), full" in shown
         assert "scratch (random weights)" in shown and "All tasks together" in shown
         assert "p (Holm)" in shown and "corrected for 4 comparisons of AUROC" in shown
         assert (

@@ -173,7 +173,7 @@ class Classification(Work):
         found = (
             module.predict(self._batches(self.val, preprocessing))
             if self.features is None
-            else module.predict_features([self.features.read(self.val)])
+            else module.predict_features(self.features.batches(self.val, self.config.evaluation.batch_size))
         )
         values = measure(found.astype(np.float64), self.targets[self.val], self.task_kind)
         if not self.ordered:

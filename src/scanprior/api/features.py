@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,11 @@ class StoredFeatures:
             else pooled.new_zeros(len(pooled), 0, 0)
         )
         return Features(tokens, [], pooled)
+
+    def batches(self, rows: Rows, batch_size: int) -> Iterator[Features]:
+        """Yield the kept features of ``rows`` in order, ``batch_size`` images at a time: tokens of many are large."""
+        for start in range(0, len(rows), batch_size):
+            yield self.read(rows[start : start + batch_size])
 
     def _done(self) -> NDArray[np.uint8]:
         """Return (blocks,), 1 where everything wanted of a block is kept."""

@@ -105,10 +105,9 @@ class Predictor:
     def of_stored(self, images: Images, rows: Rows, batch_size: int) -> Floats:
         """Return the probabilities (K, N, classes) that the members give the stored images at ``rows``."""
         kept = self.members[0].features
-        if kept is not None and len(self.members) == 1:
+        if kept is not None:  # of a single classifier: ``of``
             kept.ensure(rows)
-            parts = (kept.read(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size))
-            found = self.members[0].model.predict_features(parts)
+            found = self.members[0].model.predict_features(kept.batches(rows, batch_size))
             return found[None, :, self._orders[0]].astype(np.float64)
         made = [np.zeros((len(self.members), 0, len(self.classes)))]
         for start in range(0, len(rows), batch_size):

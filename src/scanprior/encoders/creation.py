@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,7 +13,7 @@ import timm
 from torch import nn
 
 from scanprior import keyed
-from scanprior.catalogue import listed, similar
+from scanprior.catalogue import Listed, listed, similar
 from scanprior.encoders.base import Encoder, EncoderConfig, fitting_sizes
 from scanprior.encoders.drop_path import key_drop_path
 from scanprior.encoders.hub import fetch
@@ -47,12 +48,8 @@ def create_encoder(config: EncoderConfig, *, size: int, channels: int, seed: int
     """
     if config.pretrained and config.weights:
         raise ConfigError("encoder.pretrained and encoder.weights exclude each other; keep one of them")
-    if not config.pretrained and (config.revision or config.sha256):
-        key = "revision" if config.revision else "sha256"
-        raise ConfigError(
-            f"encoder.{key} belongs to weights from the hub; set encoder.pretrained, or remove it"
-        )
     entry = listed(config.name)
+    _check_pins(config, known=entry is not None)
     with nullcontext() if seed is None else keyed.seeded(keyed.key(seed, "encoder")):
         encoder = _built(config, size, channels)
     key_drop_path(encoder.net, 0 if seed is None else seed)
@@ -66,36 +63,66 @@ def create_encoder(config: EncoderConfig, *, size: int, channels: int, seed: int
     return encoder
 
 
+def _check_pins(config: EncoderConfig, *, known: bool) -> None:
+    """Refuse a commit or checksum of weights that are not downloaded here, rather than leave it unused."""
+    key = "revision" if config.revision else "sha256" if config.sha256 else None
+    if key is None:
+        return
+    if not config.pretrained:
+        raise ConfigError(
+            f"encoder.{key} belongs to weights from the hub; set encoder.pretrained, or remove it"
+        )
+    if not known:
+        raise ConfigError(
+            f"encoder.{key}: timm fetches the weights of {config.name} by itself; pin those of the names that "
+            "`scanprior encoders` lists, or give a local file as encoder.weights"
+        )
+
+
 def _built(config: EncoderConfig, size: int, channels: int) -> Encoder:
     """Make the encoder with its first weights, by whose implementation it is."""
     entry = listed(config.name)
     if entry is None or entry.provider == "timm":
         name, downloads = (config.name, config.pretrained) if entry is None else (entry.network, False)
         return _over_timm(_timm_network(name, config, size, channels, downloads), config, size, channels)
-    drop_path = {"drop_path": config.drop_path} if config.drop_path and entry.family == "coca" else {}
-    if settings := {**config.overrides(), **drop_path}:
+    if settings := config.overrides():
         raise ConfigError(f"encoder.{next(iter(settings))}: {config.name} takes no such setting; remove it")
-    if entry.family == "sam2":
-        if size % 32:
-            raise ConfigError(
-                f"size {size}: {config.name} takes sizes that 32 divides; use {fitting_sizes(size, 32)}"
-            )
-        trunk = _timm_network(entry.network, config, size, channels, downloads=False)
-        return Sam2FpnEncoder(trunk, config, size=size, channels=channels)
-    if entry.family == "vmamba":
-        net = VMamba(SHAPES[entry.name], channels, num_classes=0, drop_path_rate=config.drop_path)
-        return ConvEncoder(net, config, size=size, channels=channels)
-    return _coca(entry.network, config, size, channels)
+    return _BUILDERS[entry.family](entry, config, size, channels)
 
 
-def _coca(network: str, config: EncoderConfig, size: int, channels: int) -> Encoder:
+def _sam2(entry: Listed, config: EncoderConfig, size: int, channels: int) -> Encoder:
+    if size % 32:
+        raise ConfigError(
+            f"size {size}: {config.name} takes sizes that 32 divides; use {fitting_sizes(size, 32)}"
+        )
+    trunk = _timm_network(entry.network, config, size, channels, downloads=False)
+    return Sam2FpnEncoder(trunk, config, size=size, channels=channels)
+
+
+def _vmamba(entry: Listed, config: EncoderConfig, size: int, channels: int) -> Encoder:
+    net = VMamba(SHAPES[entry.name], channels, num_classes=0, drop_path_rate=config.drop_path)
+    return ConvEncoder(net, config, size=size, channels=channels)
+
+
+def _coca(entry: Listed, config: EncoderConfig, size: int, channels: int) -> Encoder:
+    if config.drop_path:
+        raise ConfigError(f"encoder.drop_path: {config.name} takes no such setting; remove it")
     try:
         from scanprior.encoders.coca import CocaEncoder, CocaTower
     except ImportError as error:
         raise ConfigError(
             f"encoder.name: {config.name} needs open_clip; pip install 'scanprior[coca]'"
         ) from error
-    return CocaEncoder(CocaTower(network, size=size, channels=channels), config, size=size, channels=channels)
+    tower = CocaTower(entry.network, size=size, channels=channels)
+    return CocaEncoder(tower, config, size=size, channels=channels)
+
+
+_BUILDERS: dict[str, Callable[[Listed, EncoderConfig, int, int], Encoder]] = {
+    "sam2": _sam2,
+    "vmamba": _vmamba,
+    "coca": _coca,
+}
+"""What makes the published encoders of a family that are more than one of timm's networks."""
 
 
 def _over_timm(net: nn.Module, config: EncoderConfig, size: int, channels: int) -> Encoder:

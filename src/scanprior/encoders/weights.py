@@ -12,6 +12,7 @@ import pickle
 import struct
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,12 +199,11 @@ def _prefix(stored: dict[str, Tensor], own: Mapping[str, Tensor], net: nn.Module
     """
 
     counts = {prefix: sum(prefix + key in stored for key in own) for prefix in PREFIXES}
-    try:  # some official names are only known to timm's conversion, and may begin like a prefix
-        converted = _convert(stored, net, file)
-    except WeightsError:
-        converted = stored
-    plain = max(sum(key in names for key in own) for names in (stored, converted))
     best = max(counts, key=lambda prefix: counts[prefix])
+    plain = sum(key in stored for key in own)
+    if plain == 0 or counts[best] > plain:
+        with suppress(WeightsError):  # official names that timm's conversion knows may begin like a prefix
+            plain = max(plain, sum(key in own for key in _convert(stored, net, file)))
     if counts[best] > plain:
         return best
     return "" if plain else None

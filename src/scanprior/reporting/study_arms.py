@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scanprior.reporting.formatting import finite, number, plural
-from scanprior.reporting.study_tables import Row, Table, signed, span
+from scanprior.reporting.formatting import number, plural
+from scanprior.reporting.study_tables import Row, Table, difference_text, p_text
 from scanprior.reporting.tables import metric_name
 
-_TABLES = ("efficiency", "ensembles", "regime_gains", "drift", "synthetic", "subgroups", "gaps", "tuned")
+_TABLES = (
+    "efficiency",
+    "contrasts",
+    "ensembles",
+    "regime_gains",
+    "drift",
+    "synthetic",
+    "subgroups",
+    "gaps",
+    "tuned",
+)
 
 
 def shown(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -18,17 +28,26 @@ def shown(results: Mapping[str, Any]) -> dict[str, Any]:
 
     def named(row: Row) -> Row:
         init = marked(row["init"], random)
-        regime = row.get("regime")
-        return {**row, "init": init, "arm": init if regime is None else f"{init}, {regime}"}
+        return {**row, "init": init, "arm": arm_text(init, row.get("regime"))}
+
+    def contrasted(row: Row) -> Row:
+        init, _, regime = row["against"].partition("@")
+        return {**row, "against": arm_text(marked(init, random), regime)}
 
     baseline = results["baseline"]
     made = {**results, "baseline": marked(baseline, random)}
     made["short_baseline"] = "the baseline" if baseline in random else baseline  # heads of columns are narrow
     for table in _TABLES:
         made[table] = [named(row) for row in results.get(table, [])]
+    made["contrasts"] = [contrasted(row) for row in made["contrasts"]]
     if "ranks" in results:
         made["ranks"] = {**results["ranks"], "rows": [named(row) for row in results["ranks"]["rows"]]}
     return made
+
+
+def arm_text(init: str, regime: str | None) -> str:
+    """Write an init and its regime, if there are regimes."""
+    return f"{init}, {regime}" if regime else init
 
 
 def marked(init: str, random: Sequence[str]) -> str:
@@ -123,11 +142,9 @@ def regime_tables(results: Mapping[str, Any], task: str, where: Mapping[str, str
                 row["regime"],
                 number(row["value"]),
                 number(row["value_against"]),
-                f"{signed(row['difference'])} {span(row['difference_low'], row['difference_high'])}".strip()
-                if finite(row["difference"]) is not None
-                else str(row["difference_reason"]),
-                number(row["p"]) if finite(row["p"]) is not None else "–",
-                number(row["p_holm"]) if finite(row.get("p_holm")) is not None else "–",
+                difference_text(row),
+                p_text(row),
+                p_text(row, "p_holm"),
             ]
             for row in mine
         ]

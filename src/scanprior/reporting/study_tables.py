@@ -124,6 +124,18 @@ def span(low: object, high: object) -> str:
     )
 
 
+def difference_text(row: Row) -> str:
+    """Write the difference of a comparison with its interval, or why there is none; a dash where none was made."""
+    if finite(row.get("difference")) is None:
+        return str(row.get("difference_reason") or "–")
+    return f"{signed(row['difference'])} {span(row['difference_low'], row['difference_high'])}".strip()
+
+
+def p_text(row: Row, name: str = "p") -> str:
+    """Write a p-value, or a dash."""
+    return number(row[name]) if finite(row.get(name)) is not None else "–"
+
+
 def _ci(row: Row) -> str:
     low, high = finite(row.get("low")), finite(row.get("high"))
     span = f" [{number(low)}–{number(high)}]" if low is not None and high is not None else ""
@@ -143,13 +155,8 @@ def efficiency_table(rows: Sequence[Row], baseline: str, family: str = "") -> Ta
                 *([row.get("regime") or "–"] if regimes else []),
                 _ci(row) if finite(row["value"]) is not None else str(row["reason"]),
                 number(row["deviation"]) if finite(row["deviation"]) is not None else "–",
-                "–"
-                if finite(row.get("difference")) is None
-                else f"{signed(row['difference'])} {span(row['difference_low'], row['difference_high'])}".strip(),
-                *(
-                    number(row[name]) if finite(row.get(name)) is not None else "–"
-                    for name in (("p", "p_holm") if corrected else ("p",))
-                ),
+                difference_text(row),
+                *(p_text(row, name) for name in (("p", "p_holm") if corrected else ("p",))),
                 _match(match) if match else "–",
             ]
         )
@@ -214,10 +221,8 @@ def ensemble_tables(
                 row["against"],
                 number(row["value"]),
                 number(row["value_against"]),
-                f"{signed(row['difference'])} {span(row['difference_low'], row['difference_high'])}".strip()
-                if finite(row["difference"]) is not None
-                else str(row["difference_reason"]),
-                number(row["p"]) if finite(row["p"]) is not None else "–",
+                difference_text(row),
+                p_text(row),
             ]
             for row in rows
             if (row["evaluation"], row["metric"], row["class"]) == (evaluation, metric, cls)
@@ -231,23 +236,21 @@ def ensemble_tables(
 
 def contrast_table(results: Mapping[str, Any], task: str) -> Table | None:
     """Return the differences that the recipe asks for beside those from the baseline; None where it asks for none."""
-    rows = [row for row in results.get("contrasts", ()) if row["task"] == task]
+    rows = [row for row in results["contrasts"] if row["task"] == task]
     several = {
         key for key in ((row["metric"], row["class"]) for row in rows) if key[1] not in ("all", "macro")
     }
     body = [
         [
-            f"{row['init']} minus {row['against']}",
+            f"{row['arm']} minus {row['against']}",
             row["evaluation"],
             metric_name(row["metric"])
             + (f" of {row['class']}" if (row["metric"], row["class"]) in several else ""),
             str(row["labels_used"]),
             number(row["value"]),
             number(row["value_against"]),
-            f"{signed(row['difference'])} {span(row['difference_low'], row['difference_high'])}".strip()
-            if finite(row["difference"]) is not None
-            else str(row["difference_reason"]),
-            number(row["p"]) if finite(row["p"]) is not None else "–",
+            difference_text(row),
+            p_text(row),
         ]
         for row in rows
     ]

@@ -9,7 +9,7 @@ from scanprior.evaluation import LOWER_IS_BETTER, Contest, average_ranks, holm
 from scanprior.evaluation.scoring import Key
 from scanprior.studies.parts import Arm, Labels
 from scanprior.studies.recipe import Recipe
-from scanprior.studies.task_results import Cell, Row, TaskResults, or_none
+from scanprior.studies.task_results import Cell, Row, TaskResults
 
 
 def regime_rows(task: TaskResults) -> Iterator[Row]:
@@ -19,17 +19,12 @@ def regime_rows(task: TaskResults) -> Iterator[Row]:
         return
     for evaluation in task.units:
         for (labels, name), cell in task.cells.items():
-            other = task.cells.get((labels, Arm(cell.arm.init, baseline).name))
-            if other is None or cell.arm.regime in (None, baseline):
+            if cell.arm.regime in (None, baseline):
                 continue
-            for key, found in cell.found[evaluation].items():
-                yield {
-                    **task.place(labels, name, evaluation, key),
-                    "against": baseline,
-                    "value": or_none(found.mean),
-                    "value_against": or_none(other.found[evaluation][key].mean),
-                    **task.difference(cell, other, evaluation, key),
-                }
+            for key in cell.found[evaluation]:
+                row = task.compared(labels, name, Arm(cell.arm.init, baseline).name, evaluation, key)
+                if row is not None:
+                    yield {**row, "against": baseline}
 
 
 def correct(rows: Sequence[Row]) -> None:

@@ -8,12 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from scanprior.evaluation import Replicates, averaged, groups_of, mean_difference, member_column
+from scanprior.evaluation import Replicates, averaged, groups_of, member_column
 from scanprior.evaluation.scoring import Key
 from scanprior.run import Run
-from scanprior.studies.task_results import Cell, Row, TaskResults, interval_of, or_none
+from scanprior.studies.task_results import Cell, Row, TaskResults, or_none
 
 BEST, MEAN = "best member", "mean member"
+NOT_CHOSEN: Row = {
+    **dict.fromkeys(("value_against", "difference", "difference_low", "difference_high", "p")),
+    "difference_reason": "no validation images to choose it by",
+}
 
 
 def gains(task: TaskResults) -> Iterator[Row]:
@@ -35,17 +39,15 @@ def gains(task: TaskResults) -> Iterator[Row]:
             for key, found in cell.found[evaluation].items():
                 place = task.place(labels, name, evaluation, key)
                 best = [each for one in members if (each := one.best(key)) is not None]
-                chosen = averaged(best, apart=apart) if len(best) == len(members) else None
-                yield _row(task, place, BEST, found, chosen)
-                yield _row(
-                    task, place, MEAN, found, averaged([one.mean(key) for one in members], apart=apart)
-                )
+                if len(best) == len(members):
+                    yield task.paired(place, BEST, found, averaged(best, apart=apart))
+                else:
+                    yield {**place, "against": BEST, "value": or_none(found.mean), **NOT_CHOSEN}
+                mean = averaged([one.mean(key) for one in members], apart=apart)
+                yield task.paired(place, MEAN, found, mean)
                 for other in ensembles[: ensembles.index(name)]:
-                    theirs = task.cells.get((labels, other))
-                    shared = sorted(set(cell.steps) & set(theirs.steps)) if theirs is not None else []
-                    if theirs is not None and shared:
-                        first, second = task.pair(cell, theirs, evaluation, key, shared)
-                        yield _row(task, place, other, first, second)
+                    if (row := task.compared(labels, name, other, evaluation, key)) is not None:
+                        yield row
 
 
 class _Members:
@@ -87,17 +89,3 @@ def _thresholds(task: TaskResults, member: str) -> Any:
     """Return the thresholds that a member chose on its validation images."""
     file = task.folder / member / "evaluations" / f"{task.own}.json"
     return json.loads(file.read_text()).get("thresholds")
-
-
-def _row(task: TaskResults, place: Row, against: str, mine: Replicates, theirs: Replicates | None) -> Row:
-    row = {**place, "against": against, "value": or_none(mine.mean)}
-    if theirs is None:
-        none = dict.fromkeys(("value_against", "difference", "difference_low", "difference_high", "p"))
-        return {**row, **none, "difference_reason": "no validation images to choose it by"}
-    found = mean_difference(mine, theirs, task.units[place["evaluation"]], task.recipe.level)
-    return {
-        **row,
-        "value_against": or_none(theirs.mean),
-        "difference": or_none(mine.mean - theirs.mean),
-        **interval_of(found),
-    }

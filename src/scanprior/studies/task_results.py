@@ -267,6 +267,30 @@ class TaskResults:
         found = mean_difference(first, second, self.units[evaluation], self.recipe.level)
         return {"difference": or_none(first.mean - second.mean), **interval_of(found)}
 
+    def compared(self, labels: Labels, name: str, other: str, evaluation: str, key: Key) -> Row | None:
+        """Return the row of a comparison of two cells of one budget; None where one is not there, or no seed is shared.
+
+        Values and difference are of the seeds, and for masks of the images, that both have.
+        """
+        mine, theirs = self.cells[labels, name], self.cells.get((labels, other))
+        shared = [] if theirs is None else sorted(set(mine.steps) & set(theirs.steps))
+        if theirs is None or not shared:
+            return None
+        first, second = self.pair(mine, theirs, evaluation, key, shared)
+        return self.paired(self.place(labels, name, evaluation, key), other, first, second)
+
+    def paired(self, place: Row, against: str, first: Replicates, second: Replicates) -> Row:
+        """Return a row of a comparison: both values, and their paired difference with its interval."""
+        found = mean_difference(first, second, self.units[place["evaluation"]], self.recipe.level)
+        return {
+            **place,
+            "against": against,
+            "value": or_none(first.mean),
+            "value_against": or_none(second.mean),
+            "difference": or_none(first.mean - second.mean),
+            **interval_of(found),
+        }
+
     def pair(
         self, mine: Cell, base: Cell, evaluation: str, key: Key, seeds: Sequence[int]
     ) -> tuple[Replicates, Replicates]:
