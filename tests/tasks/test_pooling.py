@@ -73,11 +73,11 @@ def test_heads_over_pooled_tokens_train(pooling: str, name: str) -> None:
         model = Classifier(made, CLASSES, "multiclass", ClassifyConfig.model_validate(settings))
     made.restrict("none")
     model.train()
-    images = torch.randn(1, 8, 1, made.size, made.size)
+    images = torch.randn(1, 8, 1, made.size, made.size, generator=keyed.generator(5))
     batch = {"views": images, "target": torch.arange(8) % 3, "position": torch.arange(8)}
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-4)
     losses = []
-    for _ in range(6):
+    for _ in range(10):
         loss = model(batch)["loss"]
         loss.backward()
         optimizer.step()
