@@ -236,6 +236,8 @@ _PARTS = (
     "metrics.jsonl",
     "data.parquet",
     "predictions.parquet",
+    "reference.safetensors",
+    "reference.parquet",
     "report.html",
 )
 

@@ -17,6 +17,7 @@ from scanprior.api.features import FeatureSource, StoredFeatures
 from scanprior.api.predictor import Predictor
 from scanprior.api.settings import FinetuneConfig
 from scanprior.api.sources import Images
+from scanprior.api.trust import assess
 from scanprior.api.work import Rows, Work
 from scanprior.data.loader import TrainingSource, evaluation_batches
 from scanprior.data.manifest import LABEL_ORDER, Manifest
@@ -213,6 +214,7 @@ class Classification(Work):
         assert isinstance(module, Classifier)
         predictor = Predictor.of(module, preprocessing, self.features)
         evaluate_splits(run, self.images, predictor, self.config.evaluation, reporter)
+        run.card["trust"] = assess(run, self.images, predictor, self.train, self.config.trust)
 
 
 def _with_known_order(settings: ClassifyConfig, frame: pd.DataFrame, columns: list[str]) -> ClassifyConfig:

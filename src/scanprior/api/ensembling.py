@@ -18,6 +18,7 @@ from scanprior.api.prediction_tables import certain, labelled_only, predictions_
 from scanprior.api.predictor import Member, Predictor
 from scanprior.api.settings import DataConfig, EnsembleConfig
 from scanprior.api.sources import Images, load
+from scanprior.api.trust import assess
 from scanprior.config import build, merge, parse_settings
 from scanprior.engine import Reporter
 from scanprior.errors import ConfigError, DataError, RunError
@@ -109,6 +110,7 @@ def ensemble(
     together = (recombined(tables[0], predictor), recombined(tables[1], predictor))
     if evaluate_tables(run, images, together, predictor, config.evaluation, reporter) is None:
         reporter.note("no labelled validation or test image: the ensemble is not evaluated")
+    run.card["trust"] = assess(run, images, predictor, images.rows("train"), config.trust)
     run.finish(run.card)
     return Run.open(run.path)
 
@@ -155,11 +157,11 @@ def _opened(runs: Sequence[str | Path], out: Path, reporter: Reporter) -> list[R
 def _config(members: Sequence[Run], method: str, settings: Iterable[str]) -> EnsembleConfig:
     """Return the configuration: sources, division and evaluation of the first member, and what the user sets."""
     kept, sets = members[0].config(), parse_settings(settings)
-    others = [name for name in sets if name not in ("evaluation", "data")]
+    others = [name for name in sets if name not in ("evaluation", "trust", "data")]
     for name in [*others, *(f"data.{n}" for n in sets.get("data", {}))]:
         if name != "data.workers":
             raise ConfigError(
-                f"{name}: an ensemble takes this from its members; set evaluation.* or data.workers"
+                f"{name}: an ensemble takes this from its members; set evaluation.*, trust.* or data.workers"
             )
     fixed = {
         "members": [str(run.path) for run in members],
@@ -167,6 +169,7 @@ def _config(members: Sequence[Run], method: str, settings: Iterable[str]) -> Ens
         "sources": kept["sources"],
         "data": DataConfig.model_validate(kept["data"]).model_dump(mode="json"),
         "evaluation": kept.get("evaluation", {}),
+        "trust": kept.get("trust", {}),
     }
     return build(EnsembleConfig, merge(fixed, sets))
 

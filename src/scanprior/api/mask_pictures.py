@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scanprior.api.prediction import expand
+from scanprior.api.references import expand
 from scanprior.config import build
 from scanprior.data.paths import absolute_reference
 from scanprior.data.preprocessing import Preprocessing, prepare_image, to_input

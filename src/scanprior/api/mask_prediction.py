@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,28 +14,56 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scanprior.api.mask_results import predicted_masks
-from scanprior.api.models import load_segmenter
-from scanprior.data.paths import absolute_reference, split_reference
-from scanprior.data.readers import read_reference
-from scanprior.data.transforms import Preprocessing, prepare_image, to_input
+from scanprior.api.models import augmentation_of, load_segmenter
+from scanprior.api.prediction_rows import TABLES, PredictionRows, parts_of, save_table, worked
+from scanprior.api.reading import Reading, read_all
+from scanprior.data.paths import split_reference
+from scanprior.data.transforms import Augmentation, augment, to_input
 from scanprior.engine import Reporter
-from scanprior.errors import DataError, ImageReadError
-from scanprior.files import replacing
+from scanprior.errors import ConfigError, DataError
 from scanprior.reporting.overlays import save_overlay
 from scanprior.run import Run
-from scanprior.tasks.segment import MaskClasses, Segmenter
+from scanprior.tasks.segment import MaskClasses
 
 MaskForm = Literal["png", "npy"]
+
+
+@dataclass(frozen=True)
+class MaskOutput:
+    """Where predicted masks go.
+
+    Attributes:
+        folder: for ``masks/``, ``overlays/`` and ``predictions.csv``.
+        form: ``png`` (the values that the run's own masks have; a file a class where classes overlap) or ``npy``
+            (bool, (classes, height, width)).
+        overlays: whether to draw the masks over the images.
+
+    Raises:
+        DataError: the folder cannot be one.
+    """
+
+    folder: Path
+    form: MaskForm
+    overlays: bool
+
+    def __post_init__(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise DataError(f"--out {self.folder}: masks need a folder, and a file is here")
+        if self.folder.suffix in TABLES:
+            raise DataError(
+                f"--out {self.folder}: masks need a folder; name it without {self.folder.suffix}"
+            )
 
 
 def predict_masks(
     run: Run,
     references: Sequence[str],
     *,
-    out: Path | None,
-    form: MaskForm,
-    overlays: bool,
+    output: MaskOutput | None,
+    tta: int,
     batch_size: int,
+    workers: int,
+    resume: bool,
     reporter: Reporter,
 ) -> pd.DataFrame:
     """Predict the masks of images; one row each.
@@ -42,85 +71,112 @@ def predict_masks(
     Args:
         run: a segmentation run.
         references: images, as ``read_reference`` takes them.
-        out: folder for ``masks/``, ``overlays/`` and ``predictions.csv``; None = measure only.
-        form: ``png`` (the values that the run's own masks have; a file a class where classes overlap) or
-            ``npy`` (bool, (classes, height, width)).
-        overlays: whether to draw the masks over the images.
-        batch_size: images per forward pass.
-        reporter: shows progress.
+        output: where masks go; None = measure only.
+        tta, batch_size, workers, resume, reporter: as for ``predict``; views only differ in brightness and mirroring,
+            which masks are mirrored back from.
 
     Returns:
-        A table with ``image``, ``mask`` and ``overlay`` (paths relative to ``out``), ``height``, ``width``,
+        A table with ``image``, ``mask`` and ``overlay`` (paths relative to the output), ``height``, ``width``,
         ``area:CLASS`` (pixels of the original image) and ``error``.
     """
-    if out is not None and out.exists() and not out.is_dir():
-        raise DataError(f"--out {out}: masks need a folder, and a file is here")
-    if out is not None and out.suffix in (".csv", ".parquet"):
-        raise DataError(f"--out {out}: masks need a folder; name it without {out.suffix}")
-    model, preprocessing = load_segmenter(run)
-    names = _file_names(references)
-    rows: list[dict[str, Any]] = []
-    for start in range(0, len(references), batch_size):
-        chunk = references[start : start + batch_size]
-        for reference, pixels, masks, error in _predicted(model, preprocessing, chunk):
-            row: dict[str, Any] = {"image": reference, "error": error}
-            if pixels is not None and masks is not None:
-                row |= {"height": pixels.shape[0], "width": pixels.shape[1]}
-                row |= {f"area:{name}": int(mask.sum()) for name, mask in masks.items()}
-                if out is not None:
-                    stem = names[reference]
-                    row["mask"] = _save(out, stem, masks, model.classes, form)
-                    if overlays:
-                        save_overlay(out / "overlays" / f"{stem}.png", pixels, masks)
-                        row["overlay"] = f"overlays/{stem}.png"
-            rows.append(row)
-        reporter.counted(start + len(chunk), len(references), "images predicted")
-    columns = [
-        "image",
-        "mask",
-        "overlay",
-        "height",
-        "width",
-        *(f"area:{n}" for n in model.classes.names),
-        "error",
-    ]
-    table = pd.DataFrame(rows).reindex(columns=columns)
-    whole = columns[3:-1]
-    table[whole] = table[whole].astype("Int64")
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        with replacing(out / "predictions.csv") as part:
-            table.to_csv(part, index=False)
+    work = _Segmenting(run, _file_names(references), output, tta)
+    request = {
+        "run": run.card_fingerprint(), "tta": tta, "images": list(references),
+        "output": None if output is None else [output.form, output.overlays],
+    }  # fmt: skip
+    rows = PredictionRows(
+        None if output is None else parts_of(output.folder), request, resume=resume, reporter=reporter
+    )
+    forms = {work.preprocessing.form: work.preprocessing}
+    readings = read_all(references[rows.done :], forms, workers=workers, originals=True)
+    for table in worked(readings, work, batch_size, reporter):
+        rows.add(table)
+        reporter.counted(rows.done, len(references), "images predicted")
+    table = rows.table()
+    if output is not None:
+        save_table(table, output.folder / "predictions.csv")
+    rows.close()
     return table
 
 
-def _predicted(
-    model: Segmenter, preprocessing: Preprocessing, references: Sequence[str]
-) -> Iterator[tuple[str, NDArray[Any] | None, dict[str, NDArray[np.bool_]] | None, str | None]]:
-    """Yield every reference with its pixels and masks, or its error."""
-    pixels: list[NDArray[Any] | None] = []
-    inputs: list[NDArray[np.generic]] = []
-    errors: list[str | None] = []
-    for reference in references:
-        try:
-            image = read_reference(absolute_reference(reference))
-            inputs.append(prepare_image(image, preprocessing))
-        except ImageReadError as error:
-            pixels.append(None)
-            errors.append(error.reason)
-            continue
-        pixels.append(image.pixels)
-        errors.append(None)
-    maps: list[NDArray[np.float32]] = []
-    if inputs:
-        batch = to_input(torch.from_numpy(np.stack(inputs)), preprocessing)
-        maps = [part for made in model.predict([batch]) for part in made.numpy()]
-    for reference, image_pixels, reason in zip(references, pixels, errors, strict=True):
-        if image_pixels is None:
-            yield reference, None, None, reason
-            continue
-        height, width = image_pixels.shape[:2]
-        yield reference, image_pixels, predicted_masks(model, maps.pop(0), height, width, preprocessing), None
+class _Segmenting:
+    """Makes rows, and files of masks, of images that were read."""
+
+    def __init__(self, run: Run, names: dict[str, str], output: MaskOutput | None, views: int) -> None:
+        self.model, self.preprocessing = load_segmenter(run)
+        self.names, self.output, self.views = names, output, views
+        self.augmentation = view_augmentation(run, views)
+        areas = [f"area:{name}" for name in self.model.classes.names]
+        self.columns = ["image", "mask", "overlay", "height", "width", *areas, "error"]
+
+    def __call__(self, readings: Sequence[Reading]) -> pd.DataFrame:
+        shown = [reading for reading in readings if reading.error is None]
+        maps = iter(self._maps(shown)) if shown else iter(())
+        rows = [self._row(each, None if each.error is not None else next(maps)) for each in readings]
+        table = pd.DataFrame(rows).reindex(columns=self.columns)
+        whole = self.columns[3:-1]
+        table[whole] = table[whole].astype("Int64")
+        return table
+
+    def _maps(self, shown: Sequence[Reading]) -> NDArray[np.float32]:
+        """Return the probabilities (B, channels, S, S) of images, of several views the mean."""
+        stored = np.stack([reading.fitted[self.preprocessing.form] for reading in shown])
+        images = to_input(torch.from_numpy(stored), self.preprocessing)
+        whole = next(self.model.predict([images])).numpy()
+        for view in range(1, self.views + 1):
+            whole = whole + self._view(stored, view)
+        return np.asarray(whole / (self.views + 1))
+
+    def _view(self, stored: NDArray[Any], view: int) -> NDArray[np.float32]:
+        """Return the probabilities of a view of the images, mirrored back; views take turns in mirroring."""
+        mirrored = tuple(
+            axis
+            for axis, share in ((3, self.augmentation.hflip), (2, self.augmentation.vflip))
+            if share > 0 and (view if axis == 3 else view // 2) % 2
+        )
+        upright = self.augmentation.model_copy(update={"hflip": 0.0, "vflip": 0.0})
+        turned = np.ascontiguousarray(np.flip(stored, mirrored))
+        places = np.full(len(stored), view, dtype=np.int64)
+        images = augment(
+            turned, upright, self.preprocessing, seed=0, purpose="test-time views", positions=places
+        )
+        return np.flip(next(self.model.predict([images])).numpy(), mirrored)
+
+    def _row(self, reading: Reading, maps: NDArray[np.float32] | None) -> dict[str, Any]:
+        row: dict[str, Any] = {"image": reading.reference, "error": reading.error}
+        if maps is None or reading.original is None:
+            return row
+        height, width = reading.original.shape[:2]
+        masks = predicted_masks(self.model, maps, height, width, self.preprocessing)
+        row |= {"height": height, "width": width}
+        row |= {f"area:{name}": int(mask.sum()) for name, mask in masks.items()}
+        if self.output is not None:
+            stem = self.names[reading.reference]
+            row["mask"] = _save(self.output.folder, stem, masks, self.model.classes, self.output.form)
+            if self.output.overlays:
+                save_overlay(self.output.folder / "overlays" / f"{stem}.png", reading.original, masks)
+                row["overlay"] = f"overlays/{stem}.png"
+        return row
+
+
+def view_augmentation(run: Run, views: int) -> Augmentation:
+    """Return of the augmentation of a run's training what masks can follow: brightness, noise, mirroring.
+
+    Raises:
+        ConfigError: views are wanted, and nothing of that kind varied in the training.
+    """
+    whole = augmentation_of(run)
+    still = Augmentation()
+    places = ("crop_scale", "crop_ratio", "rotate", "translate", "zoom")
+    kept = whole.model_copy(update={name: getattr(still, name) for name in places} | {"views": []})
+    if views < 0:
+        raise ConfigError(f"--tta {views}: the number of further views cannot be negative")
+    if views and kept.is_off:
+        raise ConfigError(
+            f"--tta {views}: in the training of {run.path} no brightness varied and nothing was mirrored, so every "
+            "view would be the image itself; leave --tta out"
+        )
+    return kept
 
 
 def _file_names(references: Sequence[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from scanprior.api.predictor import Member, Predictor
 from scanprior.api.settings import AdaptConfig, FinetuneConfig, PretrainConfig
 from scanprior.catalogue import network_of
-from scanprior.data.transforms import Preprocessing
+from scanprior.data.transforms import Augmentation, Preprocessing
 from scanprior.encoders import Encoder, EncoderConfig, create_encoder
 from scanprior.encoders import load_weights as load_encoder_weights
 from scanprior.engine import EngineConfig, Reporter
@@ -149,7 +149,7 @@ def load_predictor(run: Run) -> Predictor:
         WeightsError: weights do not fit.
     """
     if not run.is_ensemble:
-        return Predictor.of(*load_classifier(run))
+        return Predictor([Member(*load_classifier(run), augmentation=augmentation_of(run))])
     members = []
     for path, said in zip(run.members(), run.card["ensemble"]["members"], strict=True):
         member = Run.open(path)
@@ -157,8 +157,14 @@ def load_predictor(run: Run) -> Predictor:
             raise RunError(
                 f"{path}: has changed since it became a member of {run.path}; make the ensemble again"
             )
-        members.append(Member(*load_classifier(member), said["name"]))
+        members.append(Member(*load_classifier(member), said["name"], augmentation=augmentation_of(member)))
     return Predictor(members, Combination.of_card(run.card["ensemble"]), run.card["task"]["classes"])
+
+
+def augmentation_of(run: Run) -> Augmentation:
+    """Return how the images varied that a run was trained on."""
+    kept = run.config().get("augment") or {}
+    return Augmentation.model_validate({name: value for name, value in kept.items() if name != "preset"})
 
 
 def load_segmenter(run: Run) -> tuple[Segmenter, Preprocessing]:

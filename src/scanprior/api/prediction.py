@@ -3,101 +3,182 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from scanprior.api.mask_prediction import MaskForm, predict_masks
+from scanprior.api.mask_prediction import MaskForm, MaskOutput, predict_masks
 from scanprior.api.models import load_predictor
+from scanprior.api.prediction_rows import (
+    FEATURES,
+    TABLES,
+    PredictionRows,
+    parts_of,
+    save_features,
+    save_table,
+    worked,
+)
 from scanprior.api.predictor import Predictor
-from scanprior.data.fitting import Pixels
-from scanprior.data.folders import scan
-from scanprior.data.paths import absolute_reference, split_reference
-from scanprior.data.readers import read_reference
-from scanprior.data.readers.array import npz_members
-from scanprior.data.transforms import Form
+from scanprior.api.reading import Reading, default_workers, read_all
+from scanprior.api.references import Paths, found
+from scanprior.api.trust import Trust
 from scanprior.engine import Reporter
-from scanprior.errors import DataError, ImageReadError
-from scanprior.files import replacing
+from scanprior.errors import ConfigError, DataError
 from scanprior.run import Run
+
+Floats = NDArray[np.float64]
 
 
 def predict(
     run: str | Path,
-    paths: str | Path | Sequence[str | Path],
+    paths: Paths,
     *,
     out: str | Path | None = None,
     masks: MaskForm = "png",
     overlays: bool = True,
+    features: str | Path | None = None,
+    tta: int = 0,
     batch_size: int = 64,
+    workers: int | None = None,
+    resume: bool = False,
     reporter: Reporter | None = None,
 ) -> pd.DataFrame:
     """Predict raw images: one row an image, in the order found; probabilities or masks, or the error.
 
     Args:
         run: a fine-tuned run.
-        paths: files (``file.dcm#3`` for a frame, ``file.npz`` for all its images) and folders.
-        out: a ``.csv`` or ``.parquet`` file to write; of a segmentation run a folder, for ``masks/``,
+        paths: files (``file.dcm#3`` for a frame, ``file.npz`` for all its images), folders, tables of images and
+            patterns such as ``scans/**/*.png``.
+        out: a ``.csv``, ``.parquet`` or ``.jsonl`` file to write; of a segmentation run a folder, for ``masks/``,
             ``overlays/`` and ``predictions.csv``.
         masks: form of the masks, at the size of the images: ``png``, with the values of the run's own masks, or
             ``npy`` (bool, (classes, height, width)).
         overlays: whether to draw predicted masks over the images.
-        batch_size: images per forward pass.
+        features: a ``.npy`` or ``.parquet`` file for the features that the classes are predicted from: (N, D)
+            float32, NaN for an image that could not be read; of an ensemble those of its members side by side.
+        tta: so many augmented views of every image are predicted too, and the probabilities averaged (test-time
+            augmentation); drawn from the augmentation that the run was trained with.
+        batch_size: images per forward pass; fewer where they do not fit into memory.
+        workers: processes that read images beside the one that predicts; None = one or half the cores, 0 = none.
+        resume: whether to go on with a prediction of the same images that was stopped.
         reporter: shows progress.
 
     Returns:
-        A table with ``image``, ``predicted`` (multi-class), ``prob:CLASS`` columns and ``error``; of a segmentation
-        run ``image``, ``mask``, ``overlay``, ``height``, ``width``, ``area:CLASS`` in pixels and ``error``.
+        A table with ``image``, ``predicted`` (multi-class), ``prob:CLASS`` columns, what ``Trust.columns`` adds, and
+        ``error``; of a segmentation run ``image``, ``mask``, ``overlay``, ``height``, ``width``, ``area:CLASS`` in
+        pixels and ``error``.
 
     Raises:
-        DataError: a path that does not exist, or no image found.
+        DataError: a path that does not exist, no image found, or a place that cannot be written to.
     """
     reporter = reporter or Reporter()
-    if out is not None:
-        check_place(Path(out))
+    place = None if out is None else Path(out)
+    if place is not None:
+        check_place(place, "--out")
     opened = Run.open(run)
+    workers = default_workers() if workers is None else workers
     if opened.card["kind"] == "segment":
         if masks not in get_args(MaskForm):
             raise DataError(f"masks={masks!r}: choose one of {', '.join(get_args(MaskForm))}")
+        if features is not None:
+            raise ConfigError(f"--features {features}: a segmentation run predicts from maps; leave it out")
+        output = None if place is None else MaskOutput(place, masks, overlays)
         return predict_masks(
-            opened, _found(paths), out=None if out is None else Path(out), form=masks, overlays=overlays,
-            batch_size=batch_size, reporter=reporter,
+            opened, found(paths), output=output, tta=tta, batch_size=batch_size, workers=workers, resume=resume,
+            reporter=reporter,
         )  # fmt: skip
-    if out is not None and Path(out).suffix not in (".csv", ".parquet"):
-        raise DataError(f"--out {out}: the ending decides the form; use .csv or .parquet")
-    if out is not None and Path(out).is_dir():
-        raise DataError(f"--out {out}: a folder is here; name a file in it")
-    model = load_predictor(opened)
-    references = _found(paths)
-    made = []
-    for start in range(0, len(references), batch_size):
-        chunk = references[start : start + batch_size]
-        pixels, errors = _read(chunk, model)
-        found = np.full((len(chunk), len(model.classes)), np.nan)
-        good = [number for number, error in enumerate(errors) if error is None]
-        if good:
-            found[good] = model.combined(model.of_members(pixels))
-        made.append((chunk, found, errors))
-        reporter.counted(start + len(chunk), len(references), "images predicted")
-    table = pd.DataFrame({"image": [name for chunk, _, _ in made for name in chunk]})
-    found = np.concatenate([part for _, part, _ in made])
-    if model.kind == "multiclass":
-        known = ~np.isnan(found).any(axis=1)
-        best = np.where(known, np.nan_to_num(found).argmax(axis=1), 0)
-        table["predicted"] = [model.classes[b] if k else None for b, k in zip(best, known, strict=True)]
-    for number, name in enumerate(model.classes):
-        table[f"prob:{name}"] = found[:, number]
-    table["error"] = [error for _, _, errors in made for error in errors]
-    if out is not None:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        _save(table, Path(out))
+    _check_table(place, features)
+    work = _Classifying(load_predictor(opened), Trust.open(opened), tta, features is not None)
+    references = found(paths)
+    request = {"run": opened.card_fingerprint(), "tta": tta, "images": references}
+    rows = PredictionRows(
+        None if place is None else parts_of(place), request, resume=resume, reporter=reporter
+    )
+    readings = read_all(references[rows.done :], work.predictor.forms, workers=workers)
+    for table, vectors in worked(readings, work, batch_size, reporter):
+        rows.add(table, vectors)
+        reporter.counted(rows.done, len(references), "images predicted")
+    table = rows.table()
+    if features is not None:
+        save_features(table["image"].tolist(), rows.features(), Path(features))
+    if place is not None:
+        save_table(table, place)
+    rows.close()
     return table
 
 
-def check_place(out: Path) -> None:
+class _Classifying:
+    """Makes rows of images that were read: (table, features or None)."""
+
+    def __init__(self, predictor: Predictor, trust: Trust, views: int, features: bool) -> None:
+        predictor.check_views(views)
+        self.predictor, self.trust, self.views, self.features = predictor, trust, views, features
+
+    def __call__(self, readings: Sequence[Reading]) -> tuple[pd.DataFrame, NDArray[np.float32] | None]:
+        model = self.predictor
+        good = np.flatnonzero([reading.error is None for reading in readings])
+        columns: dict[str, Any] = {"image": [reading.reference for reading in readings]}
+        shown = [readings[number] for number in good]
+        pixels = {
+            form: np.stack([reading.fitted[form] for reading in shown])
+            for form in (model.forms if shown else ())
+        }
+        vectors = None
+        if shown:
+            answers = model.answers(pixels, self.views)
+            probabilities = model.combined(answers.members)
+            made = {**named(model, probabilities), **self.trust.columns(probabilities, answers.descriptors)}
+            columns |= {name: _spread(values, good, len(readings)) for name, values in made.items()}
+            vectors = _spread(answers.pooled, good, len(readings)) if self.features else None
+        elif self.features:
+            width = sum(member.model.encoder.dim for member in model.members)
+            vectors = np.full((len(readings), width), np.nan, np.float32)
+        names = ["image", *columns_of(model), *self.trust.names, "error"]
+        columns["error"] = [reading.error for reading in readings]
+        table = pd.DataFrame(columns).reindex(columns=names)
+        return table, vectors
+
+
+def columns_of(model: Predictor) -> list[str]:
+    """Return the names of the columns of ``named``."""
+    first = ["predicted"] if model.kind == "multiclass" else []
+    return [*first, *(f"prob:{name}" for name in model.classes)]
+
+
+def named(model: Predictor, probabilities: Floats) -> dict[str, NDArray[Any]]:
+    """Return ``predicted`` (multi-class: the most probable) and the ``prob:CLASS`` columns of (B, classes)."""
+    made: dict[str, NDArray[Any]] = {}
+    if model.kind == "multiclass":
+        made["predicted"] = np.asarray(model.classes, dtype=object)[probabilities.argmax(axis=1)]
+    return made | {f"prob:{name}": probabilities[:, n] for n, name in enumerate(model.classes)}
+
+
+def _spread(values: NDArray[Any], rows: NDArray[np.int64], count: int) -> NDArray[Any]:
+    """Put the values of some rows where they belong among ``count``; the others are missing."""
+    empty = None if values.dtype == object else np.nan
+    whole = np.full((count, *values.shape[1:]), empty, dtype=object if values.dtype == bool else values.dtype)
+    whole[rows] = values
+    return whole
+
+
+def _check_table(out: Path | None, features: str | Path | None) -> None:
+    """Refuse files whose ending names no form, before the work."""
+    for option, place, endings in (("--out", out, TABLES), ("--features", features, FEATURES)):
+        if place is None:
+            continue
+        path = Path(place)
+        if path.suffix not in endings:
+            raise DataError(f"{option} {path}: the ending decides the form; use {' or '.join(endings)}")
+        if path.is_dir():
+            raise DataError(f"{option} {path}: a folder is here; name a file in it")
+        check_place(path, option)
+
+
+def check_place(out: Path, option: str) -> None:
     """See before the work that its results can be written.
 
     Raises:
@@ -108,7 +189,7 @@ def check_place(out: Path) -> None:
     )
     if not folder.is_dir():
         raise DataError(
-            f"--out {out}: {folder} is a file, and no folder can be made in it; name another place"
+            f"{option} {out}: {folder} is a file, and no folder can be made in it; name another place"
         )
     try:
         with tempfile.TemporaryFile(dir=folder):  # rights alone do not say it: a disk may be read-only
@@ -116,62 +197,5 @@ def check_place(out: Path) -> None:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise DataError(
-            f"--out {out}: {folder} cannot be written to ({reason}); name another place"
+            f"{option} {out}: {folder} cannot be written to ({reason}); name another place"
         ) from None
-
-
-def _found(paths: str | Path | Sequence[str | Path]) -> list[str]:
-    references = list(expand(paths))
-    if not references:
-        raise DataError("no image found in what was given")
-    return references
-
-
-def _save(table: pd.DataFrame, out: Path) -> None:
-    with replacing(out) as part:
-        if out.suffix == ".csv":
-            table.to_csv(part, index=False)
-        else:
-            table.to_parquet(part, index=False)
-
-
-def expand(paths: str | Path | Sequence[str | Path]) -> Iterator[str]:
-    """Yield image references: files as given, a folder's images in sorted order, npz files by member.
-
-    What ``index`` takes for masks in a folder is no image to predict; a mask named by itself is.
-
-    Raises:
-        DataError: a path that does not exist.
-    """
-    for given in [paths] if isinstance(paths, (str, Path)) else paths:
-        path = Path(given)
-        if path.is_dir():
-            yield from (str(path / file) for file in scan(path).images)
-        elif path.suffix == ".npz" and path.is_file():
-            for key, header in npz_members(path).items():
-                if key.endswith("images"):
-                    yield from (f"{path}[{key}][{number}]" for number in range(header.shape[0]))
-        elif path.is_file() or _file_of(str(given)).is_file():
-            yield str(given)
-        else:
-            raise DataError(f"{given}: there is no such file or folder")
-
-
-def _file_of(reference: str) -> Path:
-    return Path(split_reference(reference)[0])
-
-
-def _read(references: list[str], model: Predictor) -> tuple[dict[Form, Pixels], list[str | None]]:
-    """Read images, each once; return the pixels of the readable ones and one error, or None, for every one."""
-    pixels: dict[Form, list[Pixels]] = {form: [] for form in model.forms}
-    errors: list[str | None] = []
-    for reference in references:
-        try:
-            fitted = model.fitted(read_reference(absolute_reference(reference)))
-        except ImageReadError as error:
-            errors.append(error.reason)
-            continue
-        for form, image in fitted.items():
-            pixels[form].append(image)
-        errors.append(None)
-    return {form: np.stack(made) for form, made in pixels.items() if made}, errors

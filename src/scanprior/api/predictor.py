@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from scanprior.api.features import StoredFeatures
 from scanprior.api.sources import Images
 from scanprior.data.fitting import Pixels
-from scanprior.data.readers import ImageData
-from scanprior.data.transforms import Form, Preprocessing, prepare_image, to_input
+from scanprior.data.transforms import Augmentation, Form, Preprocessing, augment, to_input
+from scanprior.encoders import descriptor
+from scanprior.errors import ConfigError
 from scanprior.evaluation import Combination
 from scanprior.tasks.classify import Classifier
 
@@ -23,12 +25,36 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Member:
-    """A classifier, what it expects of an image, what it is called among others, and features that are kept for it."""
+    """One of the classifiers that predict together, or the only one.
+
+    Attributes:
+        model: the classifier.
+        preprocessing: what it expects of an image.
+        name: what it is called among others.
+        features: those that are kept of its frozen encoder.
+        augmentation: how the images varied that it was trained on; None = not known.
+    """
 
     model: Classifier
     preprocessing: Preprocessing
     name: str = ""
     features: StoredFeatures | None = None
+    augmentation: Augmentation | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the members say of B images.
+
+    Attributes:
+        members: (K, B, classes) probabilities.
+        pooled: (B, D) float32, the members' pooled features side by side.
+        descriptors: (B, E) float32, the members' ``descriptor`` side by side.
+    """
+
+    members: Floats
+    pooled: NDArray[np.float32]
+    descriptors: NDArray[np.float32]
 
 
 class Predictor:
@@ -82,21 +108,41 @@ class Predictor:
         """The forms beside that of the first member."""
         return list(self.forms)[1:]
 
-    def fitted(self, image: ImageData) -> dict[Form, Pixels]:
-        """Return a decoded image in every form: (C, S, S)."""
-        return {form: prepare_image(image, preprocessing) for form, preprocessing in self.forms.items()}
-
-    def of_members(self, pixels: Mapping[Form, Pixels]) -> Floats:
-        """Return the probabilities (K, B, classes) of each member.
+    def answers(self, pixels: Mapping[Form, Pixels], views: int = 0) -> Answers:
+        """Return what each member says of images, and the features it says it by.
 
         Args:
             pixels: in every form, the same images (B, C, S, S) uint8 or uint16.
+            views: so many augmented views of every image are predicted too, and the probabilities averaged. The
+                views are drawn from the augmentation of the training and are the same for all images.
         """
-        made = []
+        made, pooled, descriptors = [], [], []
         for member, order in zip(self.members, self._orders, strict=True):
-            images = to_input(torch.from_numpy(pixels[member.preprocessing.form]), member.preprocessing)
-            made.append(member.model.predict([images])[:, order])
-        return np.stack(made).astype(np.float64)
+            stored, pre = pixels[member.preprocessing.form], member.preprocessing
+            found, features = member.model.answer(to_input(torch.from_numpy(stored), pre))
+            whole = found.astype(np.float64)
+            for view in range(1, views + 1):
+                whole += member.model.predict([_view(stored, view, member)])
+            made.append(whole[:, order] / (views + 1))
+            pooled.append(features.pooled.float().cpu().numpy())
+            descriptors.append(descriptor(features).cpu().numpy())
+        return Answers(np.stack(made), np.concatenate(pooled, axis=1), np.concatenate(descriptors, axis=1))
+
+    def check_views(self, views: int) -> None:
+        """See that there are views to predict.
+
+        Raises:
+            ConfigError: a negative number, or a member that was trained without augmentation.
+        """
+        if views < 0:
+            raise ConfigError(f"--tta {views}: the number of further views cannot be negative")
+        for member in self.members if views else []:
+            if member.augmentation is None or member.augmentation.is_off:
+                whose = f"{member.name}: " if member.name else ""
+                raise ConfigError(
+                    f"--tta {views}: {whose}the run was trained without augmentation (augment.preset: none), so every "
+                    "view would be the image itself; leave --tta out"
+                )
 
     def combined(self, members: Floats) -> Floats:
         """Return the probabilities (N, classes) of the whole from those (K, N, classes) of the members."""
@@ -112,5 +158,18 @@ class Predictor:
         made = [np.zeros((len(self.members), 0, len(self.classes)))]
         for start in range(0, len(rows), batch_size):
             part = rows[start : start + batch_size]
-            made.append(self.of_members({form: images.stored_as(form).read(part) for form in self.forms}))
+            made.append(self.answers(self.stored(images, part)).members)
         return np.concatenate(made, axis=1)
+
+    def stored(self, images: Images, rows: Rows) -> dict[Form, Pixels]:
+        """Return the stored images at ``rows`` in every form."""
+        return {form: images.stored_as(form).read(rows) for form in self.forms}
+
+
+def _view(stored: Pixels, view: int, member: Member) -> Tensor:
+    """Return view number ``view`` of stored images, the same for all of them: no image's depends on its place."""
+    assert member.augmentation is not None
+    places = np.full(len(stored), view, dtype=np.int64)
+    return augment(
+        stored, member.augmentation, member.preprocessing, seed=0, purpose="test-time views", positions=places
+    )

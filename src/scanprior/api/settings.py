@@ -140,6 +140,26 @@ class EvaluationConfig(Config):
     batch_size: int = Field(128, gt=0, description="images per forward pass")
 
 
+class TrustConfig(Config):
+    """What a run keeps so that it can say when not to rely on it."""
+
+    coverage: float = Field(
+        0.9, gt=0, lt=1, description="wanted share of images whose conformal set holds their class"
+    )
+    sets: Literal["lac", "aps"] = Field(
+        "lac", description="conformal score: one minus the class's probability, or adaptive (aps)"
+    )
+    false_alarms: float = Field(
+        0.05, gt=0, lt=1, description="wanted share of images like the validation images that are called outliers"
+    )
+    reference_images: int = Field(
+        2000, ge=0, description="training images whose features are kept, at most; 0 = no outliers, none similar"
+    )
+    thumbnails: bool = Field(
+        True, description="keep a small picture of each, to be shown as a similar case"
+    )
+
+
 class AugmentConfig(Augmentation):
     """Augmentation: a preset, and what differs from it."""
 
@@ -227,6 +247,7 @@ class FinetuneConfig(Config):
     engine: EngineConfig
     selection: SelectionConfig
     evaluation: EvaluationConfig
+    trust: TrustConfig
 
 
 class EnsembleConfig(Config):
@@ -238,6 +259,7 @@ class EnsembleConfig(Config):
     sources: list[str] = Field(description="of the first member: its validation and test images are taken")
     data: DataConfig
     evaluation: EvaluationConfig
+    trust: TrustConfig
 
 
 def pretrain_config(objective: str, *layers: Mapping[str, Any]) -> PretrainConfig:

@@ -154,19 +154,39 @@ def shift(
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="A fine-tuned run.")],
-    paths: Annotated[list[str], typer.Argument(help="Image files and folders, DICOM included.")],
+    paths: Annotated[
+        list[str], typer.Argument(help="Files, folders, tables of images, patterns in quotes; DICOM included.")
+    ],
     out: Annotated[
-        Path, typer.Option("--out", help="Table to write, .csv or .parquet; of a segmentation run a folder.")
+        Path,
+        typer.Option("--out", help="Table to write: .csv, .parquet or .jsonl; of a segmentation run a folder."),
     ],
     masks: Annotated[str, typer.Option("--masks", help="Form of masks: png or npy.")] = "png",
     overlays: Annotated[bool, typer.Option(help="Draw masks over the images.")] = True,
+    features: Annotated[
+        Path | None, typer.Option("--features", help="Write features too: .npy or .parquet.")
+    ] = None,
+    tta: Annotated[int, typer.Option("--tta", help="Average over so many augmented views more.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per forward pass.")] = 64,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=0, help="Processes that read; default half the cores.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped prediction.")] = False,
 ) -> None:
-    """Predict raw images: one row each, probabilities or masks, or the error."""
+    """Predict raw images: one row each, probabilities or masks, how far to trust them, or the error."""
     from scanprior import api
 
-    table = api.predict(run, paths, out=out, masks=masks, overlays=overlays, reporter=console_reporter())  # type: ignore[arg-type]
+    table = api.predict(
+        run, paths, out=out, masks=masks, overlays=overlays, features=features, tta=tta, batch_size=batch_size,
+        workers=workers, resume=resume, reporter=console_reporter(),
+    )  # type: ignore[arg-type]  # fmt: skip
     errors = int(table["error"].notna().sum())
-    say(f"wrote {out}: {len(table):,} rows, {errors} with an error", f"next: scanprior report {run}")
+    say(f"wrote {out}: {len(table):,} rows, {errors} with an error")
+    if "outlier" in table and (strange := int(table["outlier"].eq(True).sum())):
+        say(f"{strange:,} are unlike the training images (column outlier): do not rely on what is said of them")
+    if features is not None:
+        say(f"wrote {features}")
+    say(f"next: scanprior report {run}")
 
 
 @app.command()

@@ -21,7 +21,9 @@ def _apply(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Re
     return [function(item) for item in items]
 
 
-def ordered_map(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
+def ordered_map(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int, chunk: int = _CHUNK
+) -> Iterator[Result]:
     """Yield ``function(item)`` for every item, in the order of ``items``.
 
     Only a few chunks are in flight at a time, so memory does not grow with ``len(items)``.
@@ -31,18 +33,19 @@ def ordered_map(function: Callable[[Item], Result], items: Sequence[Item], worke
         items: what to map over.
         workers: number of processes; 0 computes in this process. A set too small to pay for
             starting processes is also computed here.
+        chunk: items that a process is given at a time.
 
     Raises:
         DataError: a process dies.
     """
-    if workers < 1 or len(items) < 16 * _CHUNK:
+    if workers < 1 or len(items) < 16 * chunk:
         yield from map(function, items)
         return
     pool = ProcessPoolExecutor(workers, worker_context(), initializer=end_with_parent)
     waiting: deque[Future[list[Result]]] = deque()
     try:
-        for start in range(0, len(items), _CHUNK):
-            waiting.append(pool.submit(_apply, function, items[start : start + _CHUNK]))
+        for start in range(0, len(items), chunk):
+            waiting.append(pool.submit(_apply, function, items[start : start + chunk]))
             if len(waiting) > 4 * workers:
                 yield from waiting.popleft().result()
         while waiting:

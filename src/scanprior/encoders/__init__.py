@@ -3,6 +3,7 @@
 from scanprior.encoders.adapters import LoraConfig
 from scanprior.encoders.base import Encoder, EncoderConfig, Features, Trained
 from scanprior.encoders.creation import create_encoder
+from scanprior.encoders.descriptor import descriptor
 from scanprior.encoders.drop_path import KeyedDropPath, sample_positions, seed_drop_path
 from scanprior.encoders.layers import blocks_of, layers_of
 from scanprior.encoders.masked_convnext import MaskedConvNext
@@ -24,6 +25,7 @@ __all__ = [
     "VitEncoder",
     "blocks_of",
     "create_encoder",
+    "descriptor",
     "layers_of",
     "load_weights",
     "read_weights",

@@ -24,6 +24,7 @@ from scanprior.evaluation.gaps import largest_gap
 from scanprior.evaluation.intervals import LOWER_IS_BETTER, UNBOUNDED
 from scanprior.evaluation.labels import are_numbers, are_rising, count_patients, groups_of, positive_of
 from scanprior.evaluation.metrics import METRICS, Scorer, cohen_kappa, why_not
+from scanprior.evaluation.outliers import OutlierScore
 from scanprior.evaluation.ranking import Ranking, auroc, average_precision
 from scanprior.evaluation.replicates import (
     Match,
@@ -55,6 +56,7 @@ __all__ = [
     "DeLong",
     "MaskScorer",
     "Match",
+    "OutlierScore",
     "Ranking",
     "Replicates",
     "Scorer",

@@ -119,10 +119,14 @@ def _start(recipe: Recipe, init: str) -> tuple[str | None, tuple[str, ...]]:
     return str(Path(start).expanduser().resolve()), ()
 
 
+_FOR_MANY: Tree = {"trust": {"reference_images": 0}}
+"""A study compares its runs and puts none to use: what that needs is left out, unless the recipe asks for it."""
+
+
 def _options(recipe: Recipe, task: str, arm: Arm, labels: Labels, seed: int, again: int = 0) -> Tree:
     budget: Tree = {"seed": seed} if labels == "all" else {"seed": seed, "count": labels}
     given = {"labels": budget, "engine": {"seed": seed + again * AGAIN}}
-    return layered(recipe.settings_of(task, arm), given)
+    return layered(_FOR_MANY, recipe.settings_of(task, arm), given)
 
 
 def _facts(task: str, arm: Arm, labels: Labels, seed: int) -> dict[str, Any]:

@@ -218,6 +218,13 @@ class Classifier(nn.Module):
         return self._probabilities(self.logits(images.to(device)) for images in batches)
 
     @torch.no_grad()
+    def answer(self, images: Tensor) -> tuple[NDArray[np.float32], Features]:
+        """Return probabilities (B, classes) of normalised images, and the features they are made of."""
+        self.eval()
+        features = self.encoder(images.to(self.class_weights.device))
+        return self._probabilities([self.logits_of(features)]), features
+
+    @torch.no_grad()
     def predict_features(self, batches: Iterable[Features]) -> NDArray[np.float32]:
         """Return probabilities (N, classes) of batches of the encoder's features, in evaluation mode."""
         device = self.class_weights.device

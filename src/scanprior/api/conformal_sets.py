@@ -1,0 +1,97 @@
+"""The conformal sets of a run: of its classes, or of each of its findings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scanprior.evaluation import (
+    Conformal,
+    calibrate,
+    calibrate_findings,
+    finding_sets,
+    prediction_sets,
+)
+from scanprior.evaluation.conformal import SetMethod
+from scanprior.tasks.heads import Kind
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ConformalSets:
+    """Thresholds of classes together, or of every finding by itself.
+
+    Attributes:
+        kind: one class an image, or every finding by itself.
+        found: one entry of classes, one a finding else.
+    """
+
+    kind: Kind
+    found: tuple[Conformal, ...]
+
+    @classmethod
+    def fit(
+        cls,
+        probabilities: Floats,
+        truth: Floats,
+        kind: Kind,
+        level: float,
+        method: SetMethod,
+        patients: NDArray[Any] | None,
+    ) -> ConformalSets:
+        """Find the thresholds on validation images.
+
+        Args:
+            probabilities: (N, C).
+            truth: (N, C) in {0, 1}, one-hot of classes; NaN where a finding is unknown.
+            kind: of the run.
+            level: wanted share of images whose set holds the truth.
+            method: ``lac`` or ``aps``.
+            patients: (N,); None = one image each.
+        """
+        if kind == "multiclass":
+            labels = truth.argmax(axis=1).astype(np.int64)
+            return cls(kind, (calibrate(probabilities, labels, level, method, groups=patients),))
+        return cls(
+            kind,
+            calibrate_findings(probabilities, truth, level, method, groups=patients, class_conditional=True),
+        )
+
+    def named(self, probabilities: Floats, classes: Sequence[str]) -> list[str]:
+        """Return the set of each of (N, C) probabilities in words.
+
+        Of classes those that cannot be ruled out, joined by ``|``. Of findings those that are present, and with a
+        question mark those that cannot be decided; empty = all are absent.
+        """
+        if self.kind == "multiclass":
+            sets = prediction_sets(probabilities, self.found[0], allow_empty=False)
+            return ["|".join(name for name, held in zip(classes, row, strict=True) if held) for row in sets]
+        each = finding_sets(probabilities, self.found, allow_empty=False)
+        said = np.where(each.all(axis=2), "?", np.where(each[..., 1], "", "-"))
+        return [
+            "|".join(name + mark for name, mark in zip(classes, row, strict=True) if mark != "-")
+            for row in said
+        ]
+
+    def reasons(self, classes: Sequence[str]) -> list[str]:
+        """Return why some sets hold everything, for want of validation images."""
+        names = ["conformal sets"] if self.kind == "multiclass" else [f"conformal sets of {c}" for c in classes]
+        return [
+            f"{name}: {found.reason}"
+            for name, found in zip(names, self.found, strict=True)
+            if found.reason is not None
+        ]
+
+    def card(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {"kind": self.kind, "thresholds": [found.card() for found in self.found]}
+
+    @classmethod
+    def of_card(cls, card: dict[str, Any]) -> ConformalSets:
+        """Read what ``card`` returned."""
+        return cls(card["kind"], tuple(Conformal.of_card(found) for found in card["thresholds"]))

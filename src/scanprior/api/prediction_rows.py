@@ -1,0 +1,177 @@
+"""The rows of a long prediction: kept part by part, so that a stopped one goes on, and written as one table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from scanprior.api.reading import Reading
+from scanprior.engine import Reporter
+from scanprior.engine.memory import is_out_of_memory
+from scanprior.errors import DataError, RunError
+from scanprior.files import replacing, write_text
+
+PART = 1024
+"""Rows that are kept together, at least."""
+
+TABLES = (".csv", ".parquet", ".jsonl")
+"""Endings of the tables that can be written."""
+
+FEATURES = (".npy", ".parquet")
+"""Endings of the files of features that can be written."""
+
+Made = TypeVar("Made")
+
+
+class PredictionRows:
+    """Rows in the order of the images, on their way to a table.
+
+    Args:
+        place: folder for the parts; None = they are held in memory, and cannot be gone on with.
+        request: what the rows depend on; a prediction goes on only where it is the same.
+        resume: whether to go on with what is there.
+        reporter: is told of what is there.
+
+    Attributes:
+        done: how many rows there are.
+
+    Raises:
+        RunError: parts of another prediction are to be gone on with.
+    """
+
+    def __init__(
+        self, place: Path | None, request: Mapping[str, Any], *, resume: bool, reporter: Reporter
+    ) -> None:
+        self.place, self.done = place, 0
+        self._tables: list[pd.DataFrame] = []
+        self._features: list[NDArray[np.float32]] = []
+        self._waiting = 0
+        if place is None:
+            return
+        self._request = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+        begun = place / "request.json"
+        if resume and begun.is_file():
+            self._go_on(begun, reporter)
+            return
+        if place.is_dir():
+            reporter.note(f"{place}: the parts of an earlier prediction are replaced (--resume goes on with them)")
+            shutil.rmtree(place)
+        place.mkdir(parents=True)
+        write_text(begun, json.dumps({"request": self._request}))
+
+    def _go_on(self, begun: Path, reporter: Reporter) -> None:
+        assert self.place is not None
+        if json.loads(begun.read_text()).get("request") != self._request:
+            raise RunError(
+                f"{self.place}: these are the parts of a prediction of other images, by another run or with other "
+                "options; give the same again, or leave out --resume to begin anew"
+            )
+        for file in sorted(self.place.glob("*.parquet")):
+            self._tables.append(pd.read_parquet(file))
+            kept = file.with_suffix(".npy")
+            if kept.is_file():
+                self._features.append(np.load(kept))
+        self.done = sum(map(len, self._tables))
+        reporter.note(f"{self.done:,} images were predicted before")
+
+    def add(self, table: pd.DataFrame, features: NDArray[np.float32] | None = None) -> None:
+        """Take the next rows, and (rows, D) features where they are wanted."""
+        self._tables.append(table)
+        if features is not None:
+            self._features.append(features)
+        self.done += len(table)
+        self._waiting += len(table)
+        if self.place is not None and self._waiting >= PART:
+            self._keep()
+
+    def _keep(self) -> None:
+        """Write what has come since the last part."""
+        assert self.place is not None
+        count, rows = 0, 0
+        while rows < self._waiting:
+            count += 1
+            rows += len(self._tables[-count])
+        part = self.place / f"{self.done:012d}.parquet"
+        if self._features:
+            with replacing(part.with_suffix(".npy")) as file, file.open("wb") as stream:
+                np.save(stream, np.concatenate(self._features[-count:]))
+            self._features[-count:] = [np.concatenate(self._features[-count:])]
+        joined = pd.concat(self._tables[-count:], ignore_index=True)
+        with replacing(part) as file:
+            joined.to_parquet(file, index=False)
+        self._tables[-count:] = [joined]
+        self._waiting = 0
+
+    def table(self) -> pd.DataFrame:
+        """Return all rows."""
+        return pd.concat(self._tables, ignore_index=True)
+
+    def features(self) -> NDArray[np.float32]:
+        """Return (rows, D) features of all rows; NaN where an image could not be read."""
+        return np.concatenate(self._features)
+
+    def close(self) -> None:
+        """Remove the parts: their table is written."""
+        if self.place is not None:
+            shutil.rmtree(self.place)
+
+
+def parts_of(out: Path) -> Path:
+    """Return the folder where the parts of a table, or of a folder of masks, are kept while they are made."""
+    return out.with_name(out.name + ".parts")
+
+
+def worked(
+    readings: Iterator[Reading], work: Callable[[list[Reading]], Made], size: int, reporter: Reporter
+) -> Iterator[Made]:
+    """Yield what ``work`` makes of ``size`` images at a time; of half as many from when memory has run out.
+
+    Raises:
+        DataError: not even one image fits into memory.
+    """
+    while batch := list(islice(readings, size)):
+        while batch:
+            try:
+                made = work(batch[:size])
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise DataError(f"{batch[0].reference}: memory ran out with this image alone") from error
+                size //= 2
+                reporter.note(f"memory ran out: going on with {size} images at a time")
+                continue
+            batch = batch[size:]
+            yield made
+
+
+def save_table(table: pd.DataFrame, out: Path) -> None:
+    """Write a table in the form that the ending of ``out`` names."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as part:
+        if out.suffix == ".csv":
+            table.to_csv(part, index=False)
+        elif out.suffix == ".jsonl":
+            table.to_json(part, orient="records", lines=True, force_ascii=False, double_precision=15)
+        else:
+            table.to_parquet(part, index=False)
+
+
+def save_features(images: Sequence[str], features: NDArray[np.float32], out: Path) -> None:
+    """Write features (N, D): ``.npy`` in the order of the rows, or ``.parquet`` with the images' names."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as part:
+        if out.suffix == ".npy":
+            with part.open("wb") as stream:
+                np.save(stream, features)
+        else:
+            pd.DataFrame({"image": list(images), "features": list(features)}).to_parquet(part, index=False)

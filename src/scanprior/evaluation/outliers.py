@@ -1,0 +1,84 @@
+"""How unlike the training images an image is: the distance of its descriptor from theirs, and when that is too far.
+
+The distribution of the training images' descriptors is a Gaussian whose covariance is that of its leading principal
+components and even in all other directions (probabilistic PCA, Tipping and Bishop 1999); the score of an image is the
+squared Mahalanobis distance under it. From which score on an image is called an outlier is chosen on validation images,
+which were not trained on: as a conformal p-value (Vovk et al. 2005; Bates et al. 2023), it holds for any distribution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+
+Floats = NDArray[np.float64]
+
+COMPONENTS = 128
+"""Principal components at most; a quarter of the number of images where these are fewer."""
+
+
+@dataclass(frozen=True)
+class OutlierScore:
+    """The fitted distribution, and the scores of images that were not fitted on.
+
+    Attributes:
+        mean: (D,).
+        components: (R, D), orthonormal.
+        variances: (R,) along them.
+        rest: variance in every other direction.
+        validation: (M,) sorted scores of validation images; empty where there are none.
+    """
+
+    mean: Floats
+    components: Floats
+    variances: Floats
+    rest: float
+    validation: Floats
+
+    @classmethod
+    def fit(cls, descriptors: Floats, validation: Floats) -> OutlierScore:
+        """Fit to the descriptors of training images (N, D), N at least 8, and score those of validation images (M, D).
+
+        Raises:
+            ValueError: fewer than eight training images.
+        """
+        if len(descriptors) < 8:
+            raise ValueError(f"{len(descriptors)} images are too few to fit a distribution to; 8 are needed")
+        wanted = min(COMPONENTS, len(descriptors) // 4, descriptors.shape[1] - 1)
+        pca = PCA(max(1, wanted), svd_solver="randomized", random_state=0, power_iteration_normalizer="QR")
+        pca.fit(np.asarray(descriptors, dtype=np.float64))
+        least = 1e-12 + 1e-6 * float(pca.explained_variance_.max())  # of images that are all alike
+        found = cls(
+            pca.mean_, pca.components_, pca.explained_variance_.clip(least),
+            max(float(pca.noise_variance_), least), np.zeros(0),
+        )  # fmt: skip
+        return cls(
+            found.mean, found.components, found.variances, found.rest, np.sort(found.scores(validation))
+        )
+
+    def scores(self, descriptors: Floats) -> Floats:
+        """Return (B,) squared distances of descriptors (B, D), divided by D: about 1 for a training image."""
+        away = np.asarray(descriptors, dtype=np.float64) - self.mean
+        along = away @ self.components.T
+        outside = (away**2).sum(axis=1) - (along**2).sum(axis=1)
+        whole = (along**2 / self.variances).sum(axis=1) + outside.clip(0) / self.rest
+        return np.asarray(whole / len(self.mean))
+
+    def p_values(self, scores: Floats) -> Floats:
+        """Return (B,): how many validation images, this one counted among them, lie as far out; NaN without any."""
+        if not len(self.validation):
+            return np.full(len(scores), np.nan)
+        as_far = len(self.validation) - np.searchsorted(self.validation, scores, side="left")
+        return np.asarray((as_far + 1) / (len(self.validation) + 1))
+
+    def threshold(self, false_alarms: float) -> float:
+        """Return the score above which the p-value is at most the wanted rate of false alarms.
+
+        Infinite where there are too few validation images for that rate: 1 / rate - 1 are needed.
+        """
+        # of n + 1 ranks the highest floor(rate (n + 1)) are outliers: one of them is the image's own
+        allowed = int(np.floor(false_alarms * (len(self.validation) + 1) + 1e-9))
+        return float("inf") if allowed < 1 else float(self.validation[len(self.validation) - allowed])
