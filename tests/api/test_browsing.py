@@ -313,7 +313,7 @@ def test_other_test_sets_are_not_ranked_together(
     put(finetuned, tmp_path / "b", card, both(auroc(0.99), test))
     found = api.runs(tmp_path, best="auroc")
     assert [(entry.path, entry.best) for entry in found] == [("a2", True), ("a1", False), ("b", True)]
-    assert list(letters(found).values()) == ["A", "B"]
+    assert list(letters(found, "auroc").values()) == ["A", "B"]
     for metric in ("--best", "--sort"):
         said = scanprior("runs", tmp_path, metric, "auroc")
         assert said.code == 0 and "2 different test sets" in said.out and "test set" in said.out
@@ -333,7 +333,9 @@ def test_the_same_images_stored_at_another_size_are_ranked_together_and_it_is_sa
     put(finetuned, tmp_path / "b", larger, auroc(0.8))
     found = api.runs(tmp_path, best="auroc")
     assert [(entry.path, entry.best) for entry in found] == [("b", True), ("a", False)]
-    assert len(letters(found)) == 1 and any("in 2 forms" in note for note in notes_on(found, "auroc"))
+    assert len(letters(found, "auroc")) == 1 and any(
+        "in 2 forms" in note for note in notes_on(found, "auroc")
+    )
 
 
 def test_what_must_be_known_of_ranked_runs_is_noted(finetuned: Run, pretrained: Run, tmp_path: Path) -> None:

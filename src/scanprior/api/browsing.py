@@ -100,7 +100,7 @@ def notes_on(entries: Sequence[RunEntry], metric: str | None = None) -> list[str
         )
     if metric is None:
         return notes
-    ranked = [entry for entry in entries if _takes_part(entry, metric)]
+    ranked = [entry for entry in entries if takes_part(entry, metric)]
     sets = list(dict.fromkeys(entry.test_set for entry in ranked))
     if len(sets) > 1:
         notes.append(
@@ -115,8 +115,8 @@ def notes_on(entries: Sequence[RunEntry], metric: str | None = None) -> list[str
         forms = {entry.form for entry in ranked if entry.test_set == name and entry.form is not None}
         if len(forms) > 1:
             notes.append(
-                f"in test set {letters(entries)[name]} images were stored in {len(forms)} forms (size, channels, bits, "
-                "fit): that they are the same images is known from their names, division and counts of labels alone"
+                f"in test set {letters(entries, metric)[name]} images were stored in {len(forms)} forms (size, channels, "
+                "bits, fit): that they are the same images is known from their names, division and counts of labels alone"
             )
     if seen := [entry.path for entry in ranked if entry.transductive]:
         notes.append(f"held-out images were seen in the pretraining of {_listed(seen)}")
@@ -128,10 +128,16 @@ def notes_on(entries: Sequence[RunEntry], metric: str | None = None) -> list[str
     return notes
 
 
-def letters(entries: Iterable[RunEntry]) -> dict[str, str]:
-    """Return a short name for every test set, in the order of the list: A, B … Z, AA."""
-    sets = dict.fromkeys(entry.test_set for entry in entries if entry.test_set is not None)
+def letters(entries: Iterable[RunEntry], metric: str) -> dict[str, str]:
+    """Return a short name for every test set of a ranking by a metric, in the order of the list: A, B … Z, AA."""
+    ranked = (entry.test_set for entry in entries if takes_part(entry, metric))
+    sets = dict.fromkeys(test_set for test_set in ranked if test_set is not None)
     return {name: _letter(number) for number, name in enumerate(sets)}
+
+
+def takes_part(entry: RunEntry, metric: str) -> bool:
+    """Return whether a run is ranked by a metric: it is finished and has a value."""
+    return entry.state == "finished" and entry.value(metric) is not None
 
 
 def _letter(number: int) -> str:
@@ -289,22 +295,18 @@ def _sorted(
     return sorted(known, key=value, reverse=descending) + unknown
 
 
-def _takes_part(entry: RunEntry, metric: str) -> bool:
-    return entry.state == "finished" and entry.value(metric) is not None
-
-
 def _ranked(entries: Sequence[RunEntry], metric: str) -> list[RunEntry]:
     """Put the runs of the largest test set first, the best first in each, and mark it; the others come last."""
     groups: dict[str | None, list[RunEntry]] = {}
     for entry in entries:
-        if _takes_part(entry, metric):
+        if takes_part(entry, metric):
             groups.setdefault(entry.test_set, []).append(entry)
     made = []
     for test_set, group in sorted(groups.items(), key=lambda item: (item[0] is None, -len(item[1]))):
         ordered = _sorted(group, lambda entry: entry.value(metric), metric not in LOWER_IS_BETTER)
         top = ordered[0].value(metric) if test_set is not None else None
         made += [replace(entry, best=True) if entry.value(metric) == top else entry for entry in ordered]
-    return made + [entry for entry in entries if not _takes_part(entry, metric)]
+    return made + [entry for entry in entries if not takes_part(entry, metric)]
 
 
 def _told_apart(entries: Sequence[RunEntry]) -> list[RunEntry]:

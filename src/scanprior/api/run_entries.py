@@ -152,7 +152,7 @@ def study_entry(folder: Path, path: str, files: Collection[str], steps: int | No
     report, begun = "report.html" in files, "study.yaml" in files
     try:
         if "results.json" in files:
-            tree = _object(folder / "results.json")
+            tree: Mapping[str, Any] = _object(folder / "results.json")
             if not begun and not {"efficiency", "data", "name"} <= tree.keys():
                 return None
             failed = len(_part(tree, "failed"))
@@ -232,9 +232,9 @@ def _metrics(rows: list[Mapping[str, Any]]) -> dict[str, Metric]:
         named.setdefault(str(row.get("metric")), {}).setdefault(str(row.get("class")), row)
     made = {}
     for name, classes in named.items():
-        of = next((each for each in ("macro", "all") if each in classes), None)
+        of: str | None = next((each for each in ("macro", "all") if each in classes), None)
         if of is None and len(classes) == 1:
-            of = next(iter(classes))
+            (of,) = classes
         if of is not None:
             row = classes[of]
             made[name] = Metric(

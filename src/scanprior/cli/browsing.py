@@ -57,6 +57,7 @@ def runs(
         str(folder / entry.path) for entry in entries if entry.state == "finished" and entry.kind != "study"
     ]
     if best is not None and len(first) > 1 and entries[0].test_set == entries[1].test_set:
-        say(f"next: scanprior compare {first[0]} {first[1]}")
+        which = "" if evaluation == "test" else f" --evaluation {evaluation}"
+        say(f"next: scanprior compare {first[0]} {first[1]}{which}")
     elif first:
         say(f"next: scanprior report {first[0]}")

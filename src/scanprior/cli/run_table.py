@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from scanprior.api.browsing import FIELDS, LOWER_IS_BETTER, letters
+from scanprior.api.browsing import FIELDS, LOWER_IS_BETTER, letters, takes_part
 from scanprior.api.run_entries import Metric, RunEntry
 from scanprior.terminal import console
 
@@ -47,18 +47,19 @@ def print_table(entries: Sequence[RunEntry], folder: Path, metric: str | None, e
             no_wrap=column.name not in _FOLDED,
             overflow="fold" if column.name in _FOLDED else "crop",
         )
-    before: RunEntry | None = None
+    ranked = metric is not None and any(entry.best for entry in entries)
+    before: object = _group(entries[0], metric)
     for entry in entries:
-        if metric is not None and before is not None and entry.test_set != before.test_set:
+        if ranked and _group(entry, metric) != before:
             table.add_section()
+        before = _group(entry, metric)
         style = "bold" if entry.best else ""
         table.add_row(*(Text(column.cell(entry), style=style) for column in shown))
-        before = entry
     console.print(table)
     if any(entry.metrics for entry in entries):
         levels = sorted({f"{100 * entry.level:g} %" for entry in entries if entry.level is not None})
         console.print(
-            f"metrics of the evaluation {evaluation!r}, over all classes, with {' and '.join(levels)} intervals",
+            f"metrics of the evaluation {evaluation}, over all classes, with {' and '.join(levels) or 'no'} intervals",
             markup=False, soft_wrap=True,
         )  # fmt: skip
     if left_out := [column.name for column in columns if column not in shown]:
@@ -115,16 +116,16 @@ def _counted(entries: Sequence[RunEntry]) -> str:
 
 def _columns(entries: Sequence[RunEntry], metric: str | None) -> list[_Column]:
     """Return all columns in which an entry has something, in their order."""
-    sets = letters(entries)
+    sets = {} if metric is None else letters(entries, metric)
     held = list(dict.fromkeys(name for entry in entries for name in entry.metrics))
     metrics = [name for name in held if name == metric or name in _MAIN]
     metrics.sort(key=lambda name: (name != metric, _MAIN.index(name) if name in _MAIN else 0))
-    several = metric is not None and len(sets) > 1
+    several = len(sets) > 1
     columns = [
         _Column("path", lambda entry: entry.path, 0),
         _Column("kind", lambda entry: entry.kind or "", 3),
         _Column("state", _state, 1),
-        *([_Column("test set", lambda entry: _set(entry, sets), 2)] if several else []),
+        *([_Column("test set", lambda entry: _set(entry, sets, metric), 2)] if several else []),
         *(
             _Column(name, lambda entry, name=name: _metric(entry, name, metric), 2 if name == metric else 4,  # type: ignore[misc]
                     heading=f"{name} ↓" if name in LOWER_IS_BETTER else "")
@@ -168,8 +169,15 @@ def _state(entry: RunEntry) -> str:
     return entry.state if entry.reason is None else f"{entry.state}: {entry.reason}"
 
 
-def _set(entry: RunEntry, sets: dict[str, str]) -> str:
-    return sets[entry.test_set] if entry.test_set is not None else ("?" if entry.metrics else "")
+def _group(entry: RunEntry, metric: str | None) -> object:
+    """Return what the rows between two lines of the table have in common."""
+    return (entry.test_set,) if metric is not None and takes_part(entry, metric) else None
+
+
+def _set(entry: RunEntry, sets: dict[str, str], metric: str | None) -> str:
+    if metric is None or not takes_part(entry, metric):
+        return ""
+    return "?" if entry.test_set is None else sets[entry.test_set]
 
 
 def _metric(entry: RunEntry, name: str, ranked: str | None) -> str:

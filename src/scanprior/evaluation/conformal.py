@@ -31,7 +31,7 @@ SET_METHODS: tuple[SetMethod, ...] = get_args(SetMethod)
 _ROUNDING = 1e-9
 """What (n + 1) * level may lie above the whole number it is meant to be: 100 * 0.07 is 7.000000000000001."""
 _DIGITS = 12
-"""Decimals of the sums of ``aps``, so that what is equal but for rounding, such as two sums of all classes, is equal."""
+"""Decimals of the sums of ``aps``: sums that are equal but for rounding, such as those of all classes, are equal."""
 
 
 @dataclass(frozen=True)
