@@ -115,8 +115,8 @@ def notes_on(entries: Sequence[RunEntry], metric: str | None = None) -> list[str
         forms = {entry.form for entry in ranked if entry.test_set == name and entry.form is not None}
         if len(forms) > 1:
             notes.append(
-                f"in test set {letters(entries, metric)[name]} images were stored in {len(forms)} forms (size, channels, "
-                "bits, fit): that they are the same images is known from their names, division and counts of labels alone"
+                f"in test set {letters(entries, metric)[name]} images are stored in {len(forms)} forms (sizes …): "
+                "that they are the same images is known from their names, division and counts of labels alone"
             )
     if seen := [entry.path for entry in ranked if entry.transductive]:
         notes.append(f"held-out images were seen in the pretraining of {_listed(seen)}")
