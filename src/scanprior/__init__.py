@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _VERBS = (
     "check", "compare", "drift", "ensemble", "evaluate", "finetune", "index", "prepare", "predict", "pretrain",
-    "probe", "report", "shift", "study",
+    "probe", "report", "runs", "shift", "study",
 )  # fmt: skip
 
 __all__ = ["__version__", *_VERBS]

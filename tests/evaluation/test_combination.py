@@ -13,12 +13,12 @@ from scanprior.evaluation.combination import (
     METHODS,
     TEMPERATURES,
     Combination,
+    apply_temperature,
     fit_temperature,
     fit_weights,
     geometric_mean,
     likelihoods,
     log_loss,
-    tempered,
 )
 from scanprior.evaluation.labels import Task
 
@@ -83,7 +83,7 @@ def test_equal_members_are_the_member(case: tuple[Task, np.ndarray, np.ndarray],
     np.testing.assert_allclose(together, found[0], atol=1e-9)
     calibrated = Combination.fit("calibrated", same, truth, task)
     assert calibrated.temperatures is not None and len(set(calibrated.temperatures)) == 1
-    alone = tempered(found[0], calibrated.temperatures[0], task)
+    alone = apply_temperature(found[0], calibrated.temperatures[0], task)
     np.testing.assert_allclose(calibrated(same, task), alone, atol=1e-12)
 
 
@@ -111,11 +111,11 @@ def test_a_temperature_never_raises_the_loss_and_none_near_it_is_better(
     task, found, truth = case
     for member in found:
         temperature = fit_temperature(member, truth, task)
-        best = log_loss(tempered(member, temperature, task), truth, task)
+        best = log_loss(apply_temperature(member, temperature, task), truth, task)
         assert best <= log_loss(member, truth, task)
         for other in (0.9 * temperature, 1.1 * temperature):
             if TEMPERATURES[0] <= other <= TEMPERATURES[1]:
-                assert best <= log_loss(tempered(member, other, task), truth, task) + 1e-9
+                assert best <= log_loss(apply_temperature(member, other, task), truth, task) + 1e-9
 
 
 @given(ensembles())

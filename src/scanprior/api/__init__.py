@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from scanprior.api.browsing import runs
     from scanprior.api.data import check, index, prepare
     from scanprior.api.ensembling import ensemble
     from scanprior.api.evaluation import compare, evaluate
@@ -21,13 +22,13 @@ _MODULES = {
     "pretrain": "pretraining", "plan_pretraining": "pretraining",
     "finetune": "finetuning", "plan_finetuning": "finetuning", "probe": "finetuning",
     "evaluate": "evaluation", "compare": "evaluation", "ensemble": "ensembling",
-    "mask_preview": "mask_pictures",
+    "mask_preview": "mask_pictures", "runs": "browsing",
     "predict": "prediction", "report": "reporting", "drift": "robustness", "shift": "robustness",
 }  # fmt: skip
 
 __all__ = [
     "check", "compare", "drift", "ensemble", "evaluate", "finetune", "index", "mask_preview", "plan_finetuning",
-    "plan_pretraining", "predict", "prepare", "pretrain", "probe", "report", "shift",
+    "plan_pretraining", "predict", "prepare", "pretrain", "probe", "report", "runs", "shift",
 ]  # fmt: skip
 
 

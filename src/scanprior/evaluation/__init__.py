@@ -4,8 +4,16 @@ from scanprior.evaluation.average_ranks import AverageRank, Contest, average_ran
 from scanprior.evaluation.bootstrap import percentile_interval, resample_weights, two_sided_p
 from scanprior.evaluation.combination import FITTED as FITTED_METHODS
 from scanprior.evaluation.combination import METHODS as COMBINATION_METHODS
-from scanprior.evaluation.combination import Combination
+from scanprior.evaluation.combination import Combination, apply_temperature, fit_temperature
 from scanprior.evaluation.compare import compare
+from scanprior.evaluation.conformal import (
+    SET_METHODS,
+    Conformal,
+    calibrate,
+    calibrate_findings,
+    finding_sets,
+    prediction_sets,
+)
 from scanprior.evaluation.corrections import holm
 from scanprior.evaluation.delong import DeLong, delong
 from scanprior.evaluation.drift import drift_rows
@@ -38,6 +46,7 @@ from scanprior.evaluation.replicates import (
 )
 from scanprior.evaluation.segmentation import METRICS as MASK_METRICS
 from scanprior.evaluation.segmentation import dice, iou, mask_metrics, mask_row
+from scanprior.evaluation.set_coverage import coverage, finding_coverage
 from scanprior.evaluation.shift import shift_score
 from scanprior.evaluation.subgroups import subgroups
 from scanprior.evaluation.surface import hausdorff95, surface_distance
@@ -49,9 +58,11 @@ __all__ = [
     "LOWER_IS_BETTER",
     "MASK_METRICS",
     "METRICS",
+    "SET_METHODS",
     "UNBOUNDED",
     "AverageRank",
     "Combination",
+    "Conformal",
     "Contest",
     "DeLong",
     "MaskScorer",
@@ -61,6 +72,7 @@ __all__ = [
     "Replicates",
     "Scorer",
     "Setting",
+    "apply_temperature",
     "are_numbers",
     "are_rising",
     "auroc",
@@ -68,11 +80,14 @@ __all__ = [
     "average_ranks",
     "averaged",
     "best_member",
+    "calibrate",
+    "calibrate_findings",
     "choose_thresholds",
     "cohen_kappa",
     "compare",
     "compare_masks",
     "count_patients",
+    "coverage",
     "defined_in_all",
     "delong",
     "dice",
@@ -80,6 +95,9 @@ __all__ = [
     "evaluate",
     "evaluate_masks",
     "evaluate_members",
+    "finding_coverage",
+    "finding_sets",
+    "fit_temperature",
     "groups_of",
     "hausdorff95",
     "holm",
@@ -95,6 +113,7 @@ __all__ = [
     "member_probabilities",
     "percentile_interval",
     "positive_of",
+    "prediction_sets",
     "replicates",
     "resample_weights",
     "shift_score",

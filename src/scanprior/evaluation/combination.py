@@ -80,7 +80,7 @@ class Combination:
         if self.temperatures is None:
             return members
         each = zip(members, self.temperatures, strict=True)
-        return np.stack([tempered(member, temperature, task) for member, temperature in each])
+        return np.stack([apply_temperature(member, temperature, task) for member, temperature in each])
 
     def card(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -106,9 +106,15 @@ def geometric_mean(members: Floats, task: Task) -> Floats:
     return np.asarray(softmax(mean, axis=-1) if task == "multiclass" else expit(mean))
 
 
-def tempered(member: Floats, temperature: float, task: Task) -> Floats:
-    """Return the probabilities (N, C) of one member with its logits divided by a temperature (Guo et al. 2017)."""
-    logits = _logits(member, task) / temperature
+def apply_temperature(probabilities: Floats, temperature: float, task: Task) -> Floats:
+    """Return probabilities (N, C) with their logits divided by a temperature (Guo et al. 2017, arXiv 1706.04599).
+
+    Args:
+        probabilities: (N, C) of one network, or of an ensemble.
+        temperature: above 0; more than 1 draws them together, less than 1 apart.
+        task: as in ``Combination.fit``.
+    """
+    logits = _logits(probabilities, task) / temperature
     return np.asarray(softmax(logits, axis=-1) if task == "multiclass" else expit(logits))
 
 
@@ -128,18 +134,18 @@ def log_loss(probabilities: Floats, truth: Floats, task: Task) -> float:
     return _mean_nll(likelihoods(probabilities[None], truth, task)[0])
 
 
-def fit_temperature(member: Floats, truth: Floats, task: Task) -> float:
+def fit_temperature(probabilities: Floats, truth: Floats, task: Task) -> float:
     """Return the temperature of the least negative log-likelihood, within ``TEMPERATURES``.
 
     The loss is convex in 1 / temperature, so its derivative rises and has one root, which Brent's method finds.
     A temperature that does not lower the loss is 1.
 
     Args:
-        member: (N, C) probabilities of one member.
+        probabilities: (N, C) of one network, or of an ensemble.
         truth: (N, C).
         task: as in ``Combination.fit``.
     """
-    logits = _logits(member, task)
+    logits = _logits(probabilities, task)
     if task == "multiclass":
         known = ~np.isnan(truth).any(axis=1)
         logits, right = logits[known], truth[known].argmax(axis=1)
@@ -162,8 +168,8 @@ def fit_temperature(member: Floats, truth: Floats, task: Task) -> float:
         inverse = highest
     else:
         inverse = float(optimize.brentq(slope, lowest, highest, xtol=1e-10))
-    better = log_loss(tempered(member, 1 / inverse, task), truth, task) < log_loss(member, truth, task)
-    return 1 / inverse if better else 1.0
+    after = log_loss(apply_temperature(probabilities, 1 / inverse, task), truth, task)
+    return 1 / inverse if after < log_loss(probabilities, truth, task) else 1.0
 
 
 def fit_weights(members: Floats, truth: Floats, task: Task) -> Floats:

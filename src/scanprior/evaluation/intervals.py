@@ -11,7 +11,7 @@ from scipy import stats
 
 Floats = NDArray[np.float64]
 
-_SHARES = frozenset({"sensitivity", "specificity", "ppv", "npv", "accuracy"})
+_SHARES = frozenset({"sensitivity", "specificity", "ppv", "npv", "accuracy", "coverage"})
 LOWER_IS_BETTER = frozenset({"brier", "ece", "log_loss", "hausdorff95", "surface_distance"})
 _RANGES = {"kappa": (-1.0, 1.0), "quadratic_kappa": (-1.0, 1.0), "brier": (0.0, 2.0)}
 UNBOUNDED = frozenset({"hausdorff95", "surface_distance"})
@@ -131,6 +131,20 @@ def exact_interval(value: float, patients: int, level: float) -> tuple[float, fl
     """
     margin = float(((1 - level) / 2) ** (1 / max(patients, 1)))
     return (margin, 1.0) if value == 1 else (0.0, 1 - margin)
+
+
+def binomial_interval(hits: int, count: int, level: float) -> tuple[float, float]:
+    """Return the exact interval of a share of independent units (Clopper and Pearson 1934, Biometrika 26:404).
+
+    Args:
+        hits: of how many units it is so.
+        count: of how many, 1 or more.
+        level: such as 0.95.
+    """
+    tail = (1 - level) / 2
+    low = float(stats.beta.ppf(tail, hits, count - hits + 1)) if hits else 0.0
+    high = float(stats.beta.isf(tail, hits + 1, count - hits)) if hits < count else 1.0
+    return low, high
 
 
 def macro_patients(spreads: Sequence[Floats], patients: Sequence[float]) -> float:
