@@ -58,7 +58,7 @@ def predict_masks(
     if out is not None and out.suffix in (".csv", ".parquet"):
         raise DataError(f"--out {out}: masks need a folder; name it without {out.suffix}")
     model, preprocessing = load_segmenter(run)
-    names = _file_names(references)
+    names = file_names(references)
     rows: list[dict[str, Any]] = []
     for start in range(0, len(references), batch_size):
         chunk = references[start : start + batch_size]
@@ -123,7 +123,7 @@ def _predicted(
         yield reference, image_pixels, predicted_masks(model, maps.pop(0), height, width, preprocessing), None
 
 
-def _file_names(references: Sequence[str]) -> dict[str, str]:
+def file_names(references: Sequence[str]) -> dict[str, str]:
     """Return a file name for every image: its own, numbered where two are alike."""
     made, taken = {}, set()
     for reference in references:

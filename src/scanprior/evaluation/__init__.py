@@ -24,6 +24,13 @@ from scanprior.evaluation.gaps import largest_gap
 from scanprior.evaluation.intervals import LOWER_IS_BETTER, UNBOUNDED
 from scanprior.evaluation.labels import are_numbers, are_rising, count_patients, groups_of, positive_of
 from scanprior.evaluation.metrics import METRICS, Scorer, cohen_kappa, why_not
+from scanprior.evaluation.pointing import (
+    chance,
+    energy_inside,
+    evaluate_pointing,
+    pointing_game,
+    pointing_row,
+)
 from scanprior.evaluation.ranking import Ranking, auroc, average_precision
 from scanprior.evaluation.replicates import (
     Match,
@@ -66,6 +73,7 @@ __all__ = [
     "average_ranks",
     "averaged",
     "best_member",
+    "chance",
     "choose_thresholds",
     "cohen_kappa",
     "compare",
@@ -75,9 +83,11 @@ __all__ = [
     "delong",
     "dice",
     "drift_rows",
+    "energy_inside",
     "evaluate",
     "evaluate_masks",
     "evaluate_members",
+    "evaluate_pointing",
     "groups_of",
     "hausdorff95",
     "holm",
@@ -92,6 +102,8 @@ __all__ = [
     "member_column",
     "member_probabilities",
     "percentile_interval",
+    "pointing_game",
+    "pointing_row",
     "positive_of",
     "replicates",
     "resample_weights",
