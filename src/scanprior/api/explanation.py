@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,6 @@ class Explainer:
     Attributes:
         predictor: what is explained.
         classes: names of its classes, in order.
-        methods: names of the methods that fit every member, ``auto`` first.
 
     Raises:
         RunError: the run predicts no classes.
@@ -70,12 +70,14 @@ class Explainer:
             run = Run.open(run)
         self.predictor = run if isinstance(run, Predictor) else load_predictor(run)
         self.classes = list(self.predictor.classes)
-        models = [member.model for member in self.predictor.members]
-        fitting = [
-            n for n, method in METHODS.items() if all(method.why_not(model) is None for model in models)
-        ]
-        self.methods = [AUTO, *fitting]
+        self._chosen: dict[str, list[str]] = {}
         self._weights = self._shares()
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """Names of the methods that fit every member, ``auto`` first."""
+        models = [member.model for member in self.predictor.members]
+        return [AUTO, *(n for n, method in METHODS.items() if all(method.why_not(m) is None for m in models))]
 
     def chosen(self, method: str = AUTO) -> list[str]:
         """Return the name of the method for each member.
@@ -83,14 +85,16 @@ class Explainer:
         Raises:
             ConfigError: there is no such method, or it does not fit a member.
         """
-        check_method(method)
-        names = []
-        for member in self.predictor.members:
-            try:
-                names.append(choose_method(member.model, method))
-            except ConfigError as error:
-                raise ConfigError(f"{error} (member {member.name})" if member.name else str(error)) from None
-        return names
+        if method not in self._chosen:  # to find out takes a forward pass
+            check_method(method)
+            self._chosen[method] = [self._choose(member, method) for member in self.predictor.members]
+        return self._chosen[method]
+
+    def _choose(self, member: Member, method: str) -> str:
+        try:
+            return choose_method(member.model, method)
+        except ConfigError as error:
+            raise ConfigError(f"{error} (member {member.name})" if member.name else str(error)) from None
 
     def check_class(self, name: str) -> str:
         """Return the name of a class.
@@ -147,9 +151,7 @@ class Explainer:
 
     def inputs(self, images: Sequence[ImageData], member: Member) -> torch.Tensor:
         """Return images as the network of a member takes them: (B, C, S, S)."""
-        return to_input(
-            torch.from_numpy(self._fitted(images)[member.preprocessing.form]), member.preprocessing
-        )
+        return _input(self._fitted(images), member)
 
     def _fitted(self, images: Sequence[ImageData]) -> dict[Form, Pixels]:
         fitted = [self.predictor.fitted(image) for image in images]
@@ -169,7 +171,7 @@ class Explainer:
             if not weight:  # it has no part in what is predicted
                 continue
             pre = member.preprocessing
-            batch = to_input(torch.from_numpy(pixels[pre.form]), pre)
+            batch = _input(pixels, member)
             own = torch.tensor([member.model.classes.index(self.classes[place]) for place in wanted])
             found = METHODS[name].maps(member.model, batch, own).cpu().numpy()
             for row, (height, width) in enumerate(sizes):
@@ -183,6 +185,11 @@ class Explainer:
         if combination is not None and combination.weights is not None:
             return [float(weight) for weight in combination.weights]
         return [1 / count] * count
+
+
+def _input(pixels: dict[Form, Pixels], member: Member) -> torch.Tensor:
+    made = to_input(torch.from_numpy(pixels[member.preprocessing.form]), member.preprocessing)
+    return made.to(member.model.class_weights.device)
 
 
 def explain(

@@ -190,10 +190,12 @@ def _cases(subject: Subject, classes: Sequence[str], mask: str | None, *, named:
         column = mask or (f"mask:{name}" if f"mask:{name}" in columns else "mask")
         if column not in columns:
             if named or not columns:
-                has = ", ".join(columns) or "no masks"
-                raise DataError(
-                    f"{subject.data}: has no mask for {name} (it has {has}); name a column with --mask"
+                hint = (
+                    f"it has {', '.join(columns)}; name one with --mask"
+                    if columns
+                    else "name them in a column 'mask'"
                 )
+                raise DataError(f"{subject.data}: has no masks of {name}; {hint}")
             continue
         labels = frame["label"] == name if model.kind == "multiclass" else frame.get(name) == 1
         for row in subject.rows:

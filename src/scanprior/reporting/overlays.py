@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,7 +100,7 @@ def _canvas(pixels: NDArray[np.generic], longest: int) -> NDArray[np.float32]:
     return np.asarray(base).astype(np.float32)
 
 
-def _picture(canvas: NDArray[np.float32]) -> Image.Image:
+def _picture(canvas: NDArray[np.floating[Any]]) -> Image.Image:
     return Image.fromarray(canvas.round().clip(0, 255).astype(np.uint8))
 
 

@@ -82,7 +82,7 @@ def gradient_attention(model: Classifier, images: Tensor, classes: Tensor | None
             made.append(
                 _gradient_attention(model, images[start : start + rows], chosen[start : start + rows])
             )
-    return torch.cat(made) if made else images.new_zeros(images[:, 0].shape)
+    return torch.cat(made)
 
 
 def _gradient_attention(model: Classifier, images: Tensor, chosen: Tensor) -> Tensor:
