@@ -220,6 +220,7 @@ def test_the_command_writes_and_checks(phantoms: Path, both: Run, tmp_path: Path
     said = scanprior("explain", both.path, *some(phantoms), "--out", tmp_path / "new", "--check", "--arrays")
     assert said.code == 0, said.text
     assert "3 rows in explanations.csv, 0 with an error" in said.out
+    assert "gradcam of conv has 1 x 1 cells at 32 px" in said.out
     assert "rank correlation of the maps of 3 images" in said.out and "gradcam: head" in said.out
     result = json.loads((tmp_path / "new" / "sanity.json").read_text())
     assert [member["method"] for member in result["members"]] == ["gradient_attention", "gradcam"]

@@ -22,16 +22,21 @@ from scanprior.data.fitting import Pixels, unfit_maps
 from scanprior.data.paths import absolute_reference
 from scanprior.data.readers import ImageData, read_reference
 from scanprior.data.transforms import Form, to_input
+from scanprior.encoders import PyramidEncoder
 from scanprior.engine import Reporter
 from scanprior.errors import ConfigError, DataError, ImageReadError
 from scanprior.files import replacing, write_text
 from scanprior.reporting.overlays import saliency_overlay
 from scanprior.run import Run
-from scanprior.saliency import AUTO, METHODS, check_method, choose_method
+from scanprior.saliency import AUTO, METHODS, cells_along, check_method, choose_method
 
 Map = NDArray[np.float32]
 
 _COLUMNS = ("image", "predicted", "class", "prob", "overlay", "array", "error")
+
+
+_FEW_CELLS = 5
+"""Cells along a side of a feature map below which it is said that the map is coarse."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,22 @@ class Explainer:
             return choose_method(member.model, method)
         except ConfigError as error:
             raise ConfigError(f"{error} (member {member.name})" if member.name else str(error)) from None
+
+    def remarks(self, method: str = AUTO) -> list[str]:
+        """Return what to know of the maps of a method: which it is, and where they are coarse."""
+        chosen = self.chosen(method)
+        said = [f"method: {', '.join(dict.fromkeys(chosen))}"]
+        for member, name in zip(self.predictor.members, chosen, strict=True):
+            encoder = member.model.encoder
+            if name != "gradcam" or not isinstance(encoder, PyramidEncoder):
+                continue
+            side = cells_along(encoder)
+            if side is not None and side < _FEW_CELLS:
+                said.append(
+                    f"gradcam of {member.name or 'this network'} has {side} x {side} cells at {encoder.size} px, too "
+                    "few to find small things; --method occlusion is finer"
+                )
+        return said
 
     def check_class(self, name: str) -> str:
         """Return the name of a class.
@@ -237,7 +258,8 @@ def explain(
     given = [classes] if isinstance(classes, str) else list(classes or ())
     names: list[str | None] = [explainer.check_class(name) for name in dict.fromkeys(given)] or [None]
     references = found_images(paths)
-    reporter.note(f"{opened.path}: {', '.join(dict.fromkeys(methods))}")
+    for remark in explainer.remarks(method):
+        reporter.note(remark)
     files, rows = file_names(references), []
     for start in range(0, len(references), batch_size):
         chunk = references[start : start + batch_size]

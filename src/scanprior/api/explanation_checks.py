@@ -142,6 +142,8 @@ def pointing(
     methods = explainer.chosen(method)
     wanted = [explainer.check_class(name) for name in classes or explainer.classes]
     training_images_among(subject.run, subject.images, subject.rows, reporter)
+    for remark in explainer.remarks(method):
+        reporter.note(remark)
     cases = _cases(subject, wanted, mask, named=classes is not None)
     table = _measured(subject, explainer, cases, method, tolerance, batch_size, reporter)
     good = table[table["error"].isna()].reset_index(drop=True)

@@ -7,15 +7,15 @@ from contextlib import contextmanager
 from math import isqrt
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scanprior.tasks.classify import Classifier, probabilities
 
 
 @contextmanager
-def undisturbed(model: Classifier) -> Iterator[None]:
-    """Hold a classifier in evaluation mode inside the block, with gradients; every module gets its own mode back."""
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Hold a model in evaluation mode inside the block, with gradients; every module gets its own mode back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

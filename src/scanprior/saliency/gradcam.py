@@ -48,16 +48,23 @@ def gradcam(model: Classifier, images: Tensor, classes: Tensor | None = None) ->
 
 
 def why_no_map(model: Classifier) -> str | None:
-    """Return why a classifier's encoder has no last map from which it is classified; None where it has one.
-
-    An image of zeros is looked at: whether the last map is one, or a row with a class token, is only known then.
-    """
+    """Return why a classifier's encoder has no last map from which it is classified; None where it has one."""
     encoder = model.encoder
     if not isinstance(encoder, PyramidEncoder):
         return f"{encoder.name} has no pyramid of feature maps"
-    image = next(encoder.parameters()).new_zeros(1, encoder.channels, encoder.size, encoder.size)
-    with undisturbed(model), torch.no_grad():
-        final, _ = encoder.final_map(image)
-    if final.ndim == 3 and isqrt(final.shape[1]) ** 2 != final.shape[1]:
+    if cells_along(encoder) is None:
         return f"{encoder.name} classifies a class token, which is no cell of its last map"
     return None
+
+
+def cells_along(encoder: PyramidEncoder) -> int | None:
+    """Return how many cells a side of the last map has; None where it is a row with a class token.
+
+    An image of zeros is looked at: it is only known then.
+    """
+    image = next(encoder.parameters()).new_zeros(1, encoder.channels, encoder.size, encoder.size)
+    with undisturbed(encoder), torch.no_grad():
+        final, _ = encoder.final_map(image)
+        cells = final.shape[1] if final.ndim == 3 else encoder.tokens_of(final).shape[1]
+    side = isqrt(cells)
+    return side if side**2 == cells else None
