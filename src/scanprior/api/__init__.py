@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from scanprior.api.data import check, index, prepare
     from scanprior.api.ensembling import ensemble
     from scanprior.api.evaluation import compare, evaluate
+    from scanprior.api.explanation import Explainer, explain
+    from scanprior.api.explanation_checks import pointing, sanity_check
+    from scanprior.api.exporting import export
     from scanprior.api.finetuning import finetune, plan_finetuning, probe
     from scanprior.api.mask_pictures import mask_preview
     from scanprior.api.prediction import predict
@@ -22,13 +25,16 @@ _MODULES = {
     "pretrain": "pretraining", "plan_pretraining": "pretraining",
     "finetune": "finetuning", "plan_finetuning": "finetuning", "probe": "finetuning",
     "evaluate": "evaluation", "compare": "evaluation", "ensemble": "ensembling",
+    "explain": "explanation", "Explainer": "explanation",
+    "pointing": "explanation_checks", "sanity_check": "explanation_checks", "export": "exporting",
     "mask_preview": "mask_pictures", "runs": "browsing",
     "predict": "prediction", "report": "reporting", "drift": "robustness", "shift": "robustness",
 }  # fmt: skip
 
 __all__ = [
-    "check", "compare", "drift", "ensemble", "evaluate", "finetune", "index", "mask_preview", "plan_finetuning",
-    "plan_pretraining", "predict", "prepare", "pretrain", "probe", "report", "runs", "shift",
+    "Explainer", "check", "compare", "drift", "ensemble", "evaluate", "explain", "export", "finetune", "index",
+    "mask_preview", "plan_finetuning", "plan_pretraining", "pointing", "predict", "prepare", "pretrain", "probe",
+    "report", "runs", "sanity_check", "shift",
 ]  # fmt: skip
 
 

@@ -152,7 +152,7 @@ def evaluate(
     chosen = name or subject.name
     origin = Origin(None if data is None else _place(data), dict(label_map or {}))
     check_name(opened, chosen, origin, subject.split)
-    origin = replace(origin, training_images=_training_images(opened, images, rows, reporter))
+    origin = replace(origin, training_images=training_images_among(opened, images, rows, reporter))
     if isinstance(model, Segmenter):
         return evaluate_stored_masks(
             opened, model, subject.preprocessing, images, rows, chosen, subject.config, reporter, origin
@@ -305,7 +305,7 @@ def _check_labels(table: pd.DataFrame, model: Predictor, data: str) -> None:
         raise DataError(f"{data}: no image of this split has a label")
 
 
-def _training_images(run: Run, images: Images, rows: NDArray[np.int64], reporter: Reporter) -> int:
+def training_images_among(run: Run, images: Images, rows: NDArray[np.int64], reporter: Reporter) -> int:
     """Count the images that the run was trained on, and warn of them."""
     table = run.path / "data.parquet"
     if table.exists():

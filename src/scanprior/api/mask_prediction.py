@@ -79,7 +79,7 @@ def predict_masks(
         A table with ``image``, ``mask`` and ``overlay`` (paths relative to the output), ``height``, ``width``,
         ``area:CLASS`` (pixels of the original image) and ``error``.
     """
-    work = _Segmenting(run, _file_names(references), output, tta)
+    work = _Segmenting(run, file_names(references), output, tta)
     request = {
         "run": run.card_fingerprint(), "tta": tta, "images": list(references),
         "output": None if output is None else [output.form, output.overlays],
@@ -179,7 +179,7 @@ def view_augmentation(run: Run, views: int) -> Augmentation:
     return kept
 
 
-def _file_names(references: Sequence[str]) -> dict[str, str]:
+def file_names(references: Sequence[str]) -> dict[str, str]:
     """Return a file name for every image: its own, numbered where two are alike."""
     made, taken = {}, set()
     for reference in references:

@@ -2,6 +2,6 @@
 
 from scanprior.cli.app import app, main
 
-from scanprior.cli import data, training, results, browsing, studies, about  # isort: skip  # the order of --help
+from scanprior.cli import data, training, results, explanation, exporting, browsing, studies, about  # isort: skip  # the order of --help
 
-__all__ = ["about", "app", "browsing", "data", "main", "results", "studies", "training"]
+__all__ = ["about", "app", "browsing", "data", "explanation", "exporting", "main", "results", "studies", "training"]

@@ -1,7 +1,7 @@
 """Encoders: published ones and any timm network as image → tokens, feature pyramid, pooled vector."""
 
 from scanprior.encoders.adapters import LoraConfig
-from scanprior.encoders.base import Encoder, EncoderConfig, Features, Trained
+from scanprior.encoders.base import Encoder, EncoderConfig, Features, PyramidEncoder, Trained
 from scanprior.encoders.creation import create_encoder
 from scanprior.encoders.descriptor import descriptor
 from scanprior.encoders.drop_path import KeyedDropPath, sample_positions, seed_drop_path
@@ -20,6 +20,7 @@ __all__ = [
     "LoadReport",
     "LoraConfig",
     "MaskedConvNext",
+    "PyramidEncoder",
     "Trained",
     "VMamba",
     "VitEncoder",

@@ -210,6 +210,28 @@ class Encoder(nn.Module):
         return features
 
 
+class PyramidEncoder(Encoder):
+    """An encoder whose tokens and pooled vector come out of one last map, so that what it says can be traced to it."""
+
+    family: Literal["vit", "conv"] = "conv"
+
+    def forward(self, images: Tensor) -> Features:
+        """Encode images (B, channels, H, W)."""
+        return self.features_of(*self.final_map(images))
+
+    def final_map(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the last map in the network's own layout, and the maps (B, C_i, H_i, W_i), fine to coarse."""
+        raise NotImplementedError
+
+    def features_of(self, final: Tensor, maps: list[Tensor]) -> Features:
+        """Return the features of what ``final_map`` gives; of ``final`` alone, but for the pyramid."""
+        raise NotImplementedError
+
+    def tokens_of(self, final: Tensor) -> Tensor:
+        """View the last map as tokens (B, N, D), row by row."""
+        raise NotImplementedError
+
+
 def _all_of(part: nn.Module, name: str, names: set[str]) -> bool:
     """Return whether a module, by its name in a network, has parameters and all of them are among some names."""
     own = [f"{name}.{below}" for below, _ in part.named_parameters()]

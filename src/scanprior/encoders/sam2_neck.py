@@ -7,13 +7,13 @@ upsampling, sum) that reaches from the map at stride 32 into that at stride 16 a
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanprior.encoders.base import Encoder, EncoderConfig, Features
+from scanprior.encoders.base import EncoderConfig, Features, PyramidEncoder
 from scanprior.errors import ConfigError
 
 NECK_DIM = 256
@@ -62,14 +62,12 @@ class _Neck(nn.Module):
         return fine_to_coarse
 
 
-class Sam2FpnEncoder(Encoder):
+class Sam2FpnEncoder(PyramidEncoder):
     """SAM 2's image encoder with its neck.
 
     Tokens and the pooled vector are those of ``vision_features``, the neck's map at stride 16, as arXiv 2505.19779
     uses it: the mean over its cells. The pyramid is the neck's four maps.
     """
-
-    family: Literal["vit", "conv"] = "conv"
 
     def __init__(self, trunk: Any, config: EncoderConfig, *, size: int, channels: int) -> None:
         super().__init__()
@@ -82,11 +80,19 @@ class Sam2FpnEncoder(Encoder):
         self.stride = 16
         self.depth = len(trunk.feature_info)
 
-    def forward(self, images: Tensor) -> Features:
-        """Encode images (B, channels, size, size), sizes that 32 divides."""
-        pyramid = self.net(images.contiguous(memory_format=torch.channels_last))
-        tokens = pyramid[-2].flatten(2).transpose(1, 2)
-        return Features(tokens, pyramid, tokens.mean(1))
+    def final_map(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the neck's map at stride 16 and its four maps; sizes that 32 divides."""
+        pyramid: list[Tensor] = self.net(images.contiguous(memory_format=torch.channels_last))
+        return pyramid[-2], pyramid
+
+    def features_of(self, final: Tensor, maps: list[Tensor]) -> Features:
+        """Return the features of the map at stride 16."""
+        tokens = self.tokens_of(final)
+        return Features(tokens, maps, tokens.mean(1))
+
+    def tokens_of(self, final: Tensor) -> Tensor:
+        """View the map as tokens (B, N, D)."""
+        return final.flatten(2).transpose(1, 2)
 
 
 def checkpoint_filter_fn(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from scanprior.encoders.base import (
     Encoder,
     EncoderConfig,
     Features,
+    PyramidEncoder,
     blocks_kept,
     fitting_sizes,
     pyramid_blocks,
@@ -180,13 +181,12 @@ class VitEncoder(Encoder):
             )
 
 
-class ConvEncoder(Encoder):
+class ConvEncoder(PyramidEncoder):
     """A convolutional or other network with a pyramid of resolutions: ConvNeXt, ResNet, Swin, Hiera.
 
-    Runs in channels-last memory order, which is two to four times as fast on a CPU.
+    Runs in channels-last memory order, which is two to four times as fast on a CPU. Takes any H and W that the network
+    takes.
     """
-
-    family: Literal["vit", "conv"] = "conv"
 
     net: Any
 
@@ -207,14 +207,18 @@ class ConvEncoder(Encoder):
         self.stride = int(self.net.feature_info[-1]["reduction"])
         self.depth = len(self.net.feature_info)
 
-    def forward(self, images: Tensor) -> Features:
-        """Encode images (B, channels, H, W); any H and W that the network takes."""
+    def final_map(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the last map, channels first or last as the network has it, and the pyramid."""
         final, maps = self.net.forward_intermediates(images.contiguous(memory_format=torch.channels_last))
-        tokens = self._to_tokens(final)
-        pooled = tokens.mean(1) if self.pool_mode == "mean" else self.net.forward_head(final, pre_logits=True)
-        return Features(tokens, list(maps), pooled)
+        return final, list(maps)
 
-    def _to_tokens(self, final: Tensor) -> Tensor:
+    def features_of(self, final: Tensor, maps: list[Tensor]) -> Features:
+        """Return the features of the last map."""
+        tokens = self.tokens_of(final)
+        pooled = tokens.mean(1) if self.pool_mode == "mean" else self.net.forward_head(final, pre_logits=True)
+        return Features(tokens, maps, pooled)
+
+    def tokens_of(self, final: Tensor) -> Tensor:
         """Flatten a final map, channels first or last, or drop the prefix of final tokens: (B, N, D)."""
         if final.ndim == 3:
             return final[:, getattr(self.net, "num_prefix_tokens", 0) :]

@@ -33,6 +33,13 @@ from scanprior.evaluation.intervals import LOWER_IS_BETTER, UNBOUNDED
 from scanprior.evaluation.labels import are_numbers, are_rising, count_patients, groups_of, positive_of
 from scanprior.evaluation.metrics import METRICS, Scorer, cohen_kappa, why_not
 from scanprior.evaluation.outliers import OutlierScore
+from scanprior.evaluation.pointing import (
+    chance,
+    energy_inside,
+    evaluate_pointing,
+    pointing_game,
+    pointing_row,
+)
 from scanprior.evaluation.ranking import Ranking, auroc, average_precision
 from scanprior.evaluation.replicates import (
     Match,
@@ -82,6 +89,7 @@ __all__ = [
     "best_member",
     "calibrate",
     "calibrate_findings",
+    "chance",
     "choose_thresholds",
     "cohen_kappa",
     "compare",
@@ -92,12 +100,14 @@ __all__ = [
     "delong",
     "dice",
     "drift_rows",
+    "energy_inside",
     "evaluate",
     "evaluate_masks",
     "evaluate_members",
     "finding_coverage",
     "finding_sets",
     "fit_temperature",
+    "evaluate_pointing",
     "groups_of",
     "hausdorff95",
     "holm",
@@ -112,6 +122,8 @@ __all__ = [
     "member_column",
     "member_probabilities",
     "percentile_interval",
+    "pointing_game",
+    "pointing_row",
     "positive_of",
     "prediction_sets",
     "replicates",

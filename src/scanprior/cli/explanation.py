@@ -1,0 +1,94 @@
+"""The command that shows where a run looks, and whether that can be believed: explain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scanprior.cli.app import app, console_reporter, say
+from scanprior.cli.options import Map, Sets, pairs
+
+
+@app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(help="A fine-tuned classifier, or an ensemble.")],
+    paths: Annotated[
+        list[str], typer.Argument(help="Image files and folders; with --pointing one source with masks.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    method: Annotated[
+        str,
+        typer.Option("--method", help="auto, gradcam, gradient_attention, attention_rollout or occlusion."),
+    ] = "auto",
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="Class to explain; default the predicted one. Repeatable."),
+    ] = None,
+    opacity: Annotated[float, typer.Option("--opacity", help="Of the highest value, 0 to 1.")] = 0.5,
+    arrays: Annotated[bool, typer.Option("--arrays", help="Write the maps as .npy too.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare the maps with those of random weights.")
+    ] = False,
+    pointing: Annotated[
+        bool, typer.Option("--pointing", help="Compare the maps with masks, instead of drawing them.")
+    ] = False,
+    split: Annotated[str | None, typer.Option("--split", help="With --pointing: as for evaluate.")] = None,
+    mask: Annotated[str | None, typer.Option("--mask", help="With --pointing: the column of masks.")] = None,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", help="With --pointing: pixels by which a point may miss.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", help="With --check: key of the random weights.")] = 0,
+    maps: Map = None,
+    sets: Sets = None,
+) -> None:
+    """Show where a classifier looks: overlays on the images; or measure it against masks."""
+    from scanprior import api
+    from scanprior.api.explanation_checks import sanity_sentence
+
+    reporter = console_reporter()
+    if pointing:
+        _pointing(
+            run, paths, out=out, split=split, classes=classes, mask=mask, method=method, tolerance=tolerance,
+            label_map=pairs(maps) if maps else None, settings=sets or [], reporter=reporter,
+        )  # fmt: skip
+        return
+    _only_with_pointing(
+        {"--split": split, "--mask": mask, "--tolerance": tolerance, "--map": maps, "--set": sets}
+    )
+    table = api.explain(
+        run, paths, out=out, method=method, classes=classes, opacity=opacity, arrays=arrays, reporter=reporter
+    )
+    errors = int(table["error"].notna().sum())
+    say(f"wrote {out}: {len(table):,} rows in explanations.csv, {errors} with an error; overlays/")
+    if check:
+        say(
+            sanity_sentence(
+                api.sanity_check(run, paths, out=out, method=method, seed=seed, reporter=reporter)
+            )
+        )
+        say(f"wrote {out / 'sanity.json'}")
+        return
+    say(
+        f"next: scanprior explain {run} {paths[0]} --check --out {out}    # do the maps follow what was learned?"
+    )
+
+
+def _pointing(run: Path, paths: list[str], **settings: Any) -> None:
+    from scanprior import api
+    from scanprior.api.explanation_checks import pointing_sentences
+    from scanprior.errors import ConfigError
+
+    if len(paths) > 1:
+        raise ConfigError(f"--pointing: takes one source with masks, and {len(paths)} paths are given")
+    result = api.pointing(run, paths[0], **settings)
+    say(*pointing_sentences(result), f"wrote {settings['out']}: pointing.json, pointing.csv")
+
+
+def _only_with_pointing(options: dict[str, Any]) -> None:
+    from scanprior.errors import ConfigError
+
+    for name, value in options.items():
+        if value:
+            raise ConfigError(f"{name}: belongs to --pointing; add that, or leave it out")

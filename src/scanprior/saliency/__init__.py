@@ -1,0 +1,23 @@
+"""Where a trained classifier looks: maps over its input, and whether they follow what it has learned."""
+
+from scanprior.saliency.attention import attention_rollout, gradient_attention
+from scanprior.saliency.gradcam import cells_along, gradcam
+from scanprior.saliency.methods import AUTO, METHODS, Method, check_method, choose_method, saliency_maps
+from scanprior.saliency.occlusion import occlusion
+from scanprior.saliency.randomisation import randomisation_check, structural_similarity
+
+__all__ = [
+    "AUTO",
+    "METHODS",
+    "Method",
+    "attention_rollout",
+    "cells_along",
+    "check_method",
+    "choose_method",
+    "gradcam",
+    "gradient_attention",
+    "occlusion",
+    "randomisation_check",
+    "saliency_maps",
+    "structural_similarity",
+]
