@@ -12,7 +12,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _VERBS = (
-    "check", "compare", "drift", "ensemble", "evaluate", "finetune", "index", "prepare", "predict", "pretrain",
+    "check", "compare", "drift", "ensemble", "evaluate", "export", "finetune", "index", "prepare", "predict", "pretrain",
     "probe", "report", "shift", "study",
 )  # fmt: skip
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from scanprior.api.data import check, index, prepare
     from scanprior.api.ensembling import ensemble
     from scanprior.api.evaluation import compare, evaluate
+    from scanprior.api.exporting import export
     from scanprior.api.finetuning import finetune, plan_finetuning, probe
     from scanprior.api.mask_pictures import mask_preview
     from scanprior.api.prediction import predict
@@ -21,12 +22,12 @@ _MODULES = {
     "pretrain": "pretraining", "plan_pretraining": "pretraining",
     "finetune": "finetuning", "plan_finetuning": "finetuning", "probe": "finetuning",
     "evaluate": "evaluation", "compare": "evaluation", "ensemble": "ensembling",
-    "mask_preview": "mask_pictures",
+    "mask_preview": "mask_pictures", "export": "exporting",
     "predict": "prediction", "report": "reporting", "drift": "robustness", "shift": "robustness",
 }  # fmt: skip
 
 __all__ = [
-    "check", "compare", "drift", "ensemble", "evaluate", "finetune", "index", "mask_preview", "plan_finetuning",
+    "check", "compare", "drift", "ensemble", "evaluate", "export", "finetune", "index", "mask_preview", "plan_finetuning",
     "plan_pretraining", "predict", "prepare", "pretrain", "probe", "report", "shift",
 ]  # fmt: skip
 

@@ -2,6 +2,6 @@
 
 from scanprior.cli.app import app, main
 
-from scanprior.cli import data, training, results, studies, about  # isort: skip  # the order of --help
+from scanprior.cli import data, training, results, exporting, studies, about  # isort: skip  # the order of --help
 
-__all__ = ["about", "app", "data", "main", "results", "studies", "training"]
+__all__ = ["about", "app", "data", "exporting", "main", "results", "studies", "training"]

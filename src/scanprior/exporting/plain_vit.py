@@ -84,7 +84,10 @@ def _weights(encoder: VitEncoder, head: LinearHead, after_pooling: bool) -> dict
             name = name.replace(".ls", ".gamma_").removesuffix(".gamma")
         state[name] = value
     width, scale = encoder.token_dim, math.sqrt(_EPS / head.norm.eps)
-    for name in ("norm.weight", "norm.bias"):  # x / sqrt(var + ours) is y / sqrt(var(y) + theirs) of y = scale x
+    for name in (
+        "norm.weight",
+        "norm.bias",
+    ):  # x / sqrt(var + ours) is y / sqrt(var(y) + theirs) of y = scale x
         state[name] = scale * state[name]
     state |= {"fc_norm.weight": torch.ones(width), "fc_norm.bias": torch.zeros(width)}
     state |= {"head.weight": head.linear.weight, "head.bias": head.linear.bias}

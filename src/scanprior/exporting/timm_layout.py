@@ -8,10 +8,13 @@ is timm's, and the network keeps its own architecture.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -136,6 +139,28 @@ def write_timm(
     }
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     replace_weights(form.state, folder / "model.safetensors")
+
+
+Transform = Callable[[Any], Tensor]
+"""A picture of Pillow's to the network's input (C, S, S)."""
+
+
+def open_timm(folder: Path, kind: Literal["timm", "hf"]) -> tuple[Callable[[Tensor], Tensor], Transform]:
+    """Load a folder as others do; return its network, inputs to logits, and its own preprocessing."""
+    if kind == "timm":
+        net: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        settings = timm.data.resolve_model_data_config(net)
+        return net, timm.data.create_transform(**settings, is_training=False)
+    import transformers
+
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+        model: Any = transformers.AutoModelForImageClassification.from_pretrained(str(folder)).eval()
+        processor: Any = transformers.AutoImageProcessor.from_pretrained(str(folder))
+
+    def transform(picture: Any) -> Tensor:
+        return processor(picture)["pixel_values"][0]  # type: ignore[no-any-return]
+
+    return (lambda inputs: model(pixel_values=inputs).logits), transform
 
 
 def _refuse(model: Classifier, preprocessing: Preprocessing, config: EncoderConfig) -> None:

@@ -33,15 +33,18 @@ _LARGEST = 2 * 1000**3
 """Bytes of weights that go into one ONNX file: its format ends at 2 GiB."""
 
 
-def require_packages(kind: FileFormat) -> None:
-    """See that what writes and opens a file is installed.
+_PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "hf": ("transformers",)}
+
+
+def require_packages(format: str) -> None:
+    """See that what writes and opens a format is installed.
 
     Raises:
         ConfigError: names what is missing.
     """
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-    if kind == "onnx" and missing:
-        raise ConfigError(f"--format onnx needs {', '.join(missing)}; pip install 'scanprior[export]'")
+    missing = [name for name in _PACKAGES.get(format, ()) if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"--format {format} needs {', '.join(missing)}; pip install 'scanprior[export]'")
 
 
 def refuse_unfit(graph: Graph, kind: FileFormat) -> None:
@@ -105,8 +108,6 @@ def open_file(path: Path, kind: FileFormat, threads: int | None = None) -> Opene
 
 def _write_onnx(graph: Graph, path: Path, metadata: Mapping[str, str]) -> None:
     """Export through ``torch.export``; where an operator is in the way, once more with attention in single steps."""
-    import onnx
-
     try:
         program = _exported(graph)
     except Exception:  # torch.onnx raises whatever the step that failed raises
@@ -115,10 +116,8 @@ def _write_onnx(graph: Graph, path: Path, metadata: Mapping[str, str]) -> None:
                 program = _exported(graph)
         except Exception as error:
             raise RunError(f"--format onnx: this network cannot be exported ({_reason(error)})") from error
+    program.model.metadata_props.update(metadata)
     program.save(str(path), external_data=False)
-    model = onnx.load(str(path))
-    onnx.helper.set_model_props(model, dict(metadata))
-    onnx.save(model, str(path))
 
 
 def _exported(graph: Graph) -> Any:
@@ -176,7 +175,10 @@ def _quiet() -> Iterator[None]:
 def _write_torchscript(graph: Graph, path: Path, metadata: Mapping[str, str]) -> None:
     import json
 
-    with _quiet(), torch.no_grad():  # tracing warns of every shape that it takes for fixed, and of its own age
+    with (
+        _quiet(),
+        torch.no_grad(),
+    ):  # tracing warns of every shape that it takes for fixed, and of its own age
         try:
             traced = torch.jit.trace(graph, (graph.example(),), check_trace=False)  # type: ignore[no-untyped-call]
             traced = torch.jit.freeze(traced.eval())  # type: ignore[no-untyped-call]
