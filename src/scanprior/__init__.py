@@ -12,8 +12,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _VERBS = (
-    "check", "compare", "drift", "ensemble", "evaluate", "export", "finetune", "index", "prepare", "predict", "pretrain",
-    "probe", "report", "shift", "study",
+    "check", "compare", "drift", "ensemble", "evaluate", "export", "finetune", "index", "prepare", "predict",
+    "pretrain", "probe", "report", "shift", "study",
 )  # fmt: skip
 
 __all__ = ["__version__", *_VERBS]

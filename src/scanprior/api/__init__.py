@@ -27,8 +27,8 @@ _MODULES = {
 }  # fmt: skip
 
 __all__ = [
-    "check", "compare", "drift", "ensemble", "evaluate", "export", "finetune", "index", "mask_preview", "plan_finetuning",
-    "plan_pretraining", "predict", "prepare", "pretrain", "probe", "report", "shift",
+    "check", "compare", "drift", "ensemble", "evaluate", "export", "finetune", "index", "mask_preview",
+    "plan_finetuning", "plan_pretraining", "predict", "prepare", "pretrain", "probe", "report", "shift",
 ]  # fmt: skip
 
 

@@ -36,12 +36,14 @@ class Sides(NamedTuple):
         squares: the file's, from stored squares (B, C, S, S).
         graph: the same computation in PyTorch, from stored squares; None where the file has no graph of ours.
         raw: the file's, from one decoded image of any size.
+        resizing: how that one is made small, in words.
     """
 
     predict: Callable[[Sequence[ImageData]], Probabilities]
     squares: Callable[[Pixels], Probabilities]
     graph: Callable[[Pixels], Probabilities] | None
     raw: Callable[[ImageData], Probabilities]
+    resizing: str
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Parity:
         computed: between file and PyTorch, both on the same squares; None as in ``Sides``.
         raw: on the images as they are, resized by the file and not by Pillow; None where all have the stored size.
         raw_images: how many of them are of another size.
+        resizing: how the file then makes them small, in words.
     """
 
     images: int
@@ -73,6 +76,7 @@ class Parity:
     computed: float | None
     raw: float | None
     raw_images: int
+    resizing: str
 
     def refuse_large(self, what: str) -> None:
         """Raise where the file is another function than the run.
@@ -95,7 +99,8 @@ class Parity:
             said.append(f"given as the square that `scanprior predict` stores: {self.stored:.1e}")
         else:
             said.append(
-                f"given as one square, while `scanprior predict` stores one for each form of its members: {self.stored:.1e}"
+                "given as one square, while `scanprior predict` stores one for each form of its members: "
+                f"{self.stored:.1e}"
             )
         if self.computed is not None:
             said.append(f"against the same computation in PyTorch: {self.computed:.1e}")
@@ -103,9 +108,8 @@ class Parity:
             said.append("images of another size: not measured, as all of these have the stored size already")
         else:
             said.append(
-                f"{self.raw_images} of them given at their own size, so that the file resizes them and not Pillow, which "
-                f"rounds to whole numbers: {self.raw:.1e}. This is no error of the file; give it the stored square "
-                "where the numbers of `scanprior predict` are wanted"
+                f"{self.raw_images} of them given at their own size, {self.resizing}: {self.raw:.1e}. This is no error "
+                "of the file; give it the stored square where the numbers of `scanprior predict` are wanted"
             )
         return said
 
@@ -128,7 +132,7 @@ def compare_sides(sides: Sides, images: CheckImages, form: Form, one_form: bool)
     other = [n for n, image in enumerate(given) if image.pixels.shape[:2] != (form.size, form.size)]
     raw = max((_apart(sides.raw(given[n]), ours[n : n + 1]) for n in other), default=None)
     stored = max(_apart(theirs, ours), alone)
-    return Parity(len(given), images.said, stored, one_form, computed, raw, len(other))
+    return Parity(len(given), images.said, stored, one_form, computed, raw, len(other), sides.resizing)
 
 
 def _apart(first: Probabilities, second: Probabilities) -> float:
@@ -153,7 +157,7 @@ def unresized(image: ImageData, form: Form) -> Pixels:
     elif pixels.dtype == np.uint16 and form.depth == 8:
         pixels = np.rint(pixels / 257).astype(np.uint8)
     planes = pixels.transpose(2, 0, 1)
-    return np.ascontiguousarray(np.broadcast_to(planes, (form.channels, *planes.shape[1:])))
+    return np.array(np.broadcast_to(planes, (form.channels, *planes.shape[1:])), order="C")
 
 
 def check_images(run: Run, given: Sequence[str | Path] | str | Path | None) -> CheckImages:

@@ -83,7 +83,7 @@ def _of_file(described: Described, dtype: str) -> list[str]:
         f"`scanprior predict` stores {square}.",
         f"Out: {out}",
         _SQUARE[form.fit],
-        "Scaling, resizing and standardisation are inside; reading the file (DICOM windows, orientation, colour) is not.",
+        "Scaling, resizing and standardisation are inside; reading a file (DICOM windows, orientation) is not.",
     ]
 
 
@@ -95,6 +95,8 @@ def _of_folder(described: Described) -> list[str]:
         "Its preprocessing is `timm.data.create_transform(**timm.data.resolve_model_data_config(model))`, with "
         "`AutoImageProcessor` of transformers the same.",
     ]
+    if described.form.channels == 1:
+        said.append('It takes grey pictures: `PIL.Image.open(FILE).convert("L")`.')
     if described.form.fit == "pad":
         said.append(
             "timm pads with the mean colour and training padded with black: pad images yourself before."

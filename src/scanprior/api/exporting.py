@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -55,6 +55,9 @@ from scanprior.tasks.segment import Segmenter
 Format = Literal["onnx", "torchscript", "timm", "hf"]
 ENDINGS = {"onnx": (".onnx",), "torchscript": (".pt", ".ts"), "timm": (), "hf": ()}
 """What the name of a file of each format ends with; none = it is a folder."""
+
+_IN_GRAPH = "so that the file resizes them, and not Pillow, which rounds to whole numbers"
+_BY_TIMM = "through timm's own preprocessing"
 
 
 @dataclass(frozen=True)
@@ -212,7 +215,7 @@ def _written(model: _Model, format: Format, part: Path, images: CheckImages) -> 
     def raw(image: ImageData) -> Probabilities:
         return opened(unresized(image, graph.form)[None])
 
-    sides = Sides(model.predict, opened, in_torch, raw)
+    sides = Sides(model.predict, opened, in_torch, raw, _IN_GRAPH)
     parity = compare_sides(sides, images, graph.form, len(graph.forms) == 1)
     return parity, Described(format, model.run, model.names, model.kind, graph.form, None)
 
@@ -251,7 +254,7 @@ def _folder(
     def squares(pixels: Pixels) -> Probabilities:
         return computed(to_input(pixels, pre))
 
-    parity = compare_sides(Sides(model.predict, squares, None, raw), images, pre.form, True)
+    parity = compare_sides(Sides(model.predict, squares, None, raw, _BY_TIMM), images, pre.form, True)
     return parity, Described(format, run, model.names, model.kind, pre.form, form)
 
 

@@ -119,7 +119,7 @@ class SegmenterGraph(Graph):
 def combined(logits: Sequence[Tensor], combination: Combination, kind: Kind) -> Tensor:
     """Return the probabilities (B, classes) of an ensemble, as ``evaluation.Combination`` does, from (B, classes) each.
 
-    There probabilities become logits again; here the logits are at hand, and limited to the same range.
+    There the probabilities, in single precision, become logits again.
     """
     if combination.method == "geometric":
         mean = torch.stack([_limited(each, kind) for each in logits]).mean(0)
@@ -133,11 +133,14 @@ def combined(logits: Sequence[Tensor], combination: Combination, kind: Kind) -> 
 
 
 def _limited(logits: Tensor, kind: Kind) -> Tensor:
-    """Return log-probabilities, of findings log-odds, no further from the middle than ``evaluation`` believes."""
+    """Return log-probabilities, of findings log-odds, no further from the middle than ``evaluation`` believes.
+
+    A finding's probability near 1 is known to 2^-25, so its log-odds are those of the rounded probability there.
+    """
     least = LEAST[kind]
     if kind == "multilabel":
-        most = math.log((1 - least) / least)
-        return logits.clamp(-most, most)
+        rounded = logits.sigmoid().double().clamp(least, 1 - least)
+        return (rounded / (1 - rounded)).log()
     return logits.log_softmax(dim=1).clamp(min=math.log(least)).log_softmax(dim=1)
 
 

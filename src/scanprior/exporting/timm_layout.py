@@ -153,9 +153,12 @@ def open_timm(folder: Path, kind: Literal["timm", "hf"]) -> tuple[Callable[[Tens
         return net, timm.data.create_transform(**settings, is_training=False)
     import transformers
 
+    talk = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
         model: Any = transformers.AutoModelForImageClassification.from_pretrained(str(folder)).eval()
         processor: Any = transformers.AutoImageProcessor.from_pretrained(str(folder))
+    transformers.utils.logging.set_verbosity(talk)
 
     def transform(picture: Any) -> Tensor:
         return processor(picture)["pixel_values"][0]  # type: ignore[no-any-return]

@@ -97,7 +97,8 @@ def open_file(path: Path, kind: FileFormat, threads: int | None = None) -> Opene
         options.log_severity_level = 3  # errors
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         return lambda pixels: session.run(None, {"images": pixels})[0]
-    module = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
+    with _quiet():
+        module = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
 
     def compute(pixels: NDArray[Any]) -> NDArray[np.float32]:
         with torch.no_grad():
@@ -145,7 +146,7 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _plain_attention(graph: nn.Module) -> Iterator[None]:
-    """Let timm's attention layers compute without PyTorch's fused operator, which ONNX has for (B, heads, N, D) alone."""
+    """Let timm's attention layers compute without the fused operator, which ONNX has for four dimensions alone."""
     fused = [module for module in graph.modules() if getattr(module, "fused_attn", False)]
     for module in fused:
         module.fused_attn = False

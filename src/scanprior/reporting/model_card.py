@@ -222,10 +222,9 @@ def _limits(card: Mapping[str, Any], evaluations: list[dict[str, Any]]) -> Itera
 def _preprocessing(run: Run) -> Iterator[tuple[str, str]]:
     for name, pre in preprocessings(run):
         side = pre.get("stored_size") or pre["size"]
-        text = (
-            f"made square at {side} px ({pre['fit']}), {plural(pre['channels'], 'channel')} of {pre['depth']} bits; "
-            f"resized to {pre['size']} px (bilinear, antialiased); "
-        )
+        text = f"made square at {side} px ({pre['fit']}), {plural(pre['channels'], 'channel')} of {pre['depth']} bits; "
+        if side != pre["size"]:
+            text += f"resized to {pre['size']} px (bilinear, antialiased); "
         if pre.get("standardize") == "image":
             text += "standardised with the mean and standard deviation of each image"
         else:
