@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from api.conftest import FINETUNING, FROM_PARENT, Command
 from scanprior import api
-from scanprior.api.export_check import CheckImages, Parity, Sides, compare_sides
+from scanprior.api.export_check import CheckImages, Parity, Sides, compare_sides, unresized
 from scanprior.api.models import load_predictor, load_segmenter
 from scanprior.data.preprocessing import Form, Preprocessing, to_input
 from scanprior.data.readers import ImageData, read_image
@@ -449,3 +449,26 @@ def test_licences_of_first_weights(pretrained: Run) -> None:
     assert known_licence(run("scanprior:cxr-tiny", name="vit_tiny_patch16_224")) == "Apache-2.0"
     assert origins(run(str(pretrained.path), name="x"))[0].what.startswith("first values")
     assert known_licence(run("gone", name="vit_tiny_patch16_224")) is None
+
+
+def test_images_at_their_own_size() -> None:
+    """In the channels and bits of the run, and square where the run pads or crops; no pixel is resampled."""
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)
+    image = ImageData(pixels, 8, {})
+    padded = unresized(image, Form(32, 3, 8, "pad"))
+    assert padded.shape == (3, 10, 10) and not padded[:, [0, 1, 8, 9]].any()
+    np.testing.assert_array_equal(padded[:, 2:8], pixels.transpose(2, 0, 1))
+    np.testing.assert_array_equal(unresized(image, Form(32, 3, 8, "crop")), pixels[:, 2:8].transpose(2, 0, 1))
+    grey = unresized(image, Form(32, 1, 16, "squash"))
+    luma = np.asarray(Image.fromarray(pixels).convert("L"))
+    assert grey.dtype == np.uint16
+    np.testing.assert_array_equal(grey[0], luma.astype(np.uint16) * 257)
+    deep = ImageData(grey.transpose(1, 2, 0).copy(), 16, {})
+    np.testing.assert_array_equal(unresized(deep, Form(32, 3, 8, "squash")), np.stack([luma] * 3))
+
+
+def test_the_command_says_what_it_found_and_wrote(resnet: Run, tmp_path: Path, scanprior: Command) -> None:
+    said = scanprior("export", resnet.path, "--format", "torchscript", "--out", tmp_path / "m.pt")
+    assert said.code == 0 and "largest difference of a probability" in said.text
+    assert f"wrote {tmp_path / 'm.pt'} and {tmp_path / 'm.pt.md'}" in said.out
+    assert {path.name for path in tmp_path.iterdir()} == {"m.pt", "m.pt.md"}

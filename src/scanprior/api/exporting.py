@@ -120,7 +120,7 @@ def export(
     model = _model(opened)
     chosen = check_images(opened, images)
     if format in ("onnx", "torchscript"):
-        refuse_unfit(model.graph, format)  # type: ignore[arg-type]
+        refuse_unfit(model.graph, format)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     _remove(part)
@@ -151,7 +151,7 @@ def _check(format: str, target: Path) -> None:
     """
     if format not in get_args(Format):
         raise ConfigError(f"--format {format}: choose one of {', '.join(get_args(Format))}")
-    require_packages(format)  # type: ignore[arg-type]
+    require_packages(format)
     endings = ENDINGS[format]
     if endings and target.suffix not in endings:
         raise DataError(f"--out {target}: a file of this format ends with {' or '.join(endings)}")

@@ -95,6 +95,7 @@ class ClassifierGraph(Graph):
         """Return probabilities (B, classes) float32 of pixels (B, C, H, W)."""
         logits = []
         for put_in, model, order in zip(self.inputs, self.models, self.orders, strict=True):
+            assert isinstance(model, Classifier)
             made = model.logits(put_in(images)).float()
             logits.append(made if order == sorted(order) else made[:, order])
         if self.combination is None:

@@ -83,6 +83,7 @@ def _weights(encoder: VitEncoder, head: LinearHead, after_pooling: bool) -> dict
         elif name.endswith((".ls1.gamma", ".ls2.gamma")):
             name = name.replace(".ls", ".gamma_").removesuffix(".gamma")
         state[name] = value
+    assert isinstance(head.norm, nn.LayerNorm)
     width, scale = encoder.token_dim, math.sqrt(_EPS / head.norm.eps)
     for name in (
         "norm.weight",

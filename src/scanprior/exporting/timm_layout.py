@@ -13,6 +13,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -149,10 +150,9 @@ def open_timm(folder: Path, kind: Literal["timm", "hf"]) -> tuple[Callable[[Tens
     """Load a folder as others do; return its network, inputs to logits, and its own preprocessing."""
     if kind == "timm":
         net: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-        settings = timm.data.resolve_model_data_config(net)
-        return net, timm.data.create_transform(**settings, is_training=False)
-    import transformers
-
+        data: Any = timm.data
+        return net, data.create_transform(**data.resolve_model_data_config(net), is_training=False)
+    transformers: Any = import_module("transformers")
     talk = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bar

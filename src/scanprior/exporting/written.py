@@ -7,6 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -90,8 +91,7 @@ def open_file(path: Path, kind: FileFormat, threads: int | None = None) -> Opene
         threads: of ONNX Runtime; None = as many as PyTorch has.
     """
     if kind == "onnx":
-        import onnxruntime
-
+        onnxruntime: Any = import_module("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.log_severity_level = 3  # errors
@@ -147,7 +147,7 @@ def _reason(error: BaseException) -> str:
 @contextlib.contextmanager
 def _plain_attention(graph: nn.Module) -> Iterator[None]:
     """Let timm's attention layers compute without the fused operator, which ONNX has for four dimensions alone."""
-    fused = [module for module in graph.modules() if getattr(module, "fused_attn", False)]
+    fused: list[Any] = [module for module in graph.modules() if getattr(module, "fused_attn", False)]
     for module in fused:
         module.fused_attn = False
     try:
@@ -182,9 +182,9 @@ def _write_torchscript(graph: Graph, path: Path, metadata: Mapping[str, str]) ->
     ):  # tracing warns of every shape that it takes for fixed, and of its own age
         try:
             traced = torch.jit.trace(graph, (graph.example(),), check_trace=False)  # type: ignore[no-untyped-call]
-            traced = torch.jit.freeze(traced.eval())  # type: ignore[no-untyped-call]
+            traced = torch.jit.freeze(traced.eval())
         except RuntimeError as error:
             raise RunError(
                 f"--format torchscript: this network cannot be traced ({_reason(error)})"
             ) from error
-        torch.jit.save(traced, str(path), _extra_files={METADATA: json.dumps(dict(metadata))})  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, str(path), _extra_files={METADATA: json.dumps(dict(metadata))})
