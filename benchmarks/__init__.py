@@ -8,6 +8,7 @@ from __future__ import annotations
 
 NAMES = (
     "startup", "reading", "corruption", "drifts", "bootstrap", "surfaces", "mae_step", "guidance",
-    "masked_convnext", "selective_scan", "features", "finetuning", "pretraining", "segmentation", "studies", "memory",
+    "masked_convnext", "selective_scan", "features", "finetuning", "pretraining", "segmentation", "studies", "export",
+    "memory",
 )  # fmt: skip
 """The benchmarks, in the order they run."""

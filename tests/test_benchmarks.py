@@ -86,6 +86,7 @@ def test_equal_work_is_checked() -> None:
         "finetuning",
         "segmentation",
         "studies",
+        "export",
     ],
 )
 def test_benchmark_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,7 @@ class CocaEncoder(Encoder):
         last, taken = self.net.transformer.forward_intermediates(self.net._embeds(images), indices=wanted)
         outputs = dict(zip(wanted, taken, strict=True))
         maps = [
-            outputs[block][:, 1:].transpose(1, 2).reshape(len(images), -1, self.grid, self.grid)
+            outputs[block][:, 1:].transpose(1, 2).reshape(images.shape[0], -1, self.grid, self.grid)
             for block in self.pyramid_blocks
         ]
         tokens = self.net.attn_pool.ln_k(last)[:, 1:]

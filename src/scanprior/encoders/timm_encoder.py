@@ -71,7 +71,8 @@ class VitEncoder(Encoder):
 
     def to_map(self, tokens: Tensor) -> Tensor:
         """View patch tokens (B, N, D) as a map (B, D, grid, grid)."""
-        return tokens.transpose(1, 2).view(len(tokens), -1, self.grid, self.grid)
+        batch = tokens.shape[0]  # not len(): a traced graph would keep the number
+        return tokens.transpose(1, 2).view(batch, -1, self.grid, self.grid)
 
     def block_outputs(self, images_or_tokens: Tensor, blocks: Sequence[int]) -> list[Tensor]:
         """Return the outputs of some blocks, before the final norm, prefix tokens first.
@@ -146,7 +147,7 @@ class VitEncoder(Encoder):
             first = torch.cat(prefix, dim=1)
             if self.net.pos_embed is not None and not self.net.no_embed_class:
                 first = first + self.net.pos_embed[:, : self.num_prefix_tokens]
-            tokens = torch.cat([first.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+            tokens = torch.cat([first.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
         embedded: Tensor = self.net.norm_pre(self.net.pos_drop(tokens))
         return embedded
 

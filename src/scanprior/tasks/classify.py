@@ -45,6 +45,11 @@ class ClassifyConfig(Config):
     classes: list[str] | None = Field(
         None, min_length=2, description="the labels in their order, from least to most; empty = as sorted"
     )
+    normalise: bool | None = Field(
+        None,
+        description="before the linear layer, bring the features of an image to mean 0 and variance 1; false = as "
+        "timm's own networks do it, not; empty = true",
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="before the linear head")
     loss: Literal["cross_entropy", "focal"] = Field(
         "cross_entropy", description="focal: what is classified well already counts for little"
@@ -143,7 +148,7 @@ class Classifier(nn.Module):
             )
         else:
             made = OrdinalHead if config.head == "ordinal" else LinearHead
-            self.head = made(width, len(classes), config.dropout, seed)
+            self.head = made(width, len(classes), config.dropout, seed, config.normalise is not False)
         weights = torch.ones(len(classes)) if class_weights is None else class_weights
         self.register_buffer("class_weights", weights)
 

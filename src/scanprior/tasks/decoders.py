@@ -132,7 +132,7 @@ class UnetDecoder(nn.Module):
     def forward(self, images: Tensor, features: Features) -> Tensor:
         """Return (B, out_channels, H, W) of images (B, C, H, W)."""
         blank = [
-            images.new_empty(len(images), 0, *(side >> level for side in images.shape[-2:]))
+            images.new_empty(images.shape[0], 0, *(side >> level for side in images.shape[-2:]))
             for level in self.empty
         ]
         made: Tensor = self.decoder([images, *blank, *features.pyramid])

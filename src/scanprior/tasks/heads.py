@@ -18,13 +18,15 @@ class LinearHead(nn.Module):
     """Dropout and one linear layer on the pooled features.
 
     The features are normalised without parameters first (LayerNorm without affine), so that one
-    learning rate serves encoders of different scale [our definition]. Dropout is keyed by sample, so
-    that it does not change with processes and micro-batches.
+    learning rate serves encoders of different scale [our definition], unless ``normalise`` is off. Dropout
+    is keyed by sample, so that it does not change with processes and micro-batches.
     """
 
-    def __init__(self, width: int, classes: int, dropout: float, seed: int = 0) -> None:
+    def __init__(
+        self, width: int, classes: int, dropout: float, seed: int = 0, normalise: bool = True
+    ) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.norm = nn.LayerNorm(width, elementwise_affine=False) if normalise else nn.Identity()
         self.dropout, self.seed = dropout, seed
         self.linear = nn.Linear(width, classes)
         nn.init.trunc_normal_(self.linear.weight, std=0.01)
@@ -46,8 +48,10 @@ class OrdinalHead(LinearHead):
     It begins with equal probabilities, as a linear head does [our definition].
     """
 
-    def __init__(self, width: int, classes: int, dropout: float, seed: int = 0) -> None:
-        super().__init__(width, classes - 1, dropout, seed)
+    def __init__(
+        self, width: int, classes: int, dropout: float, seed: int = 0, normalise: bool = True
+    ) -> None:
+        super().__init__(width, classes - 1, dropout, seed, normalise)
         with torch.no_grad():
             self.linear.bias.copy_(even_steps(classes))
 

@@ -31,7 +31,7 @@ def ordinal_logits(steps: Tensor) -> Tensor:
         (B, K) float32, at most 0.
     """
     steps = steps.float()
-    nothing = steps.new_zeros(len(steps), 1)
+    nothing = steps.new_zeros(steps.shape[0], 1)
     reached = torch.cat([nothing, F.logsigmoid(steps).cumsum(dim=1)], dim=1)
     stopped = torch.cat([F.logsigmoid(-steps), nothing], dim=1)
     return reached + stopped
