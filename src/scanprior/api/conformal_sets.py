@@ -80,7 +80,9 @@ class ConformalSets:
 
     def reasons(self, classes: Sequence[str]) -> list[str]:
         """Return why some sets hold everything, for want of validation images."""
-        names = ["conformal sets"] if self.kind == "multiclass" else [f"conformal sets of {c}" for c in classes]
+        names = (
+            ["conformal sets"] if self.kind == "multiclass" else [f"conformal sets of {c}" for c in classes]
+        )
         return [
             f"{name}: {found.reason}"
             for name, found in zip(names, self.found, strict=True)

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from scanprior.api.mask_prediction import file_names
 from scanprior.api.models import load_predictor
-from scanprior.api.prediction import check_place, expand
+from scanprior.api.prediction import check_place
 from scanprior.api.predictor import Member, Predictor
+from scanprior.api.references import expand
 from scanprior.data.fitting import Pixels, unfit_maps
 from scanprior.data.paths import absolute_reference
 from scanprior.data.readers import ImageData, read_reference

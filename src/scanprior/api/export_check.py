@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scanprior.api.prediction import expand
+from scanprior.api.references import expand
 from scanprior.data.fitting import Pixels, fit_pixels, luminance
 from scanprior.data.paths import absolute_reference
 from scanprior.data.phantom import PhantomConfig, positions, render

@@ -50,9 +50,7 @@ class MaskOutput:
         if self.folder.exists() and not self.folder.is_dir():
             raise DataError(f"--out {self.folder}: masks need a folder, and a file is here")
         if self.folder.suffix in TABLES:
-            raise DataError(
-                f"--out {self.folder}: masks need a folder; name it without {self.folder.suffix}"
-            )
+            raise DataError(f"--out {self.folder}: masks need a folder; name it without {self.folder.suffix}")
 
 
 def predict_masks(

@@ -78,7 +78,7 @@ def predict(
     reporter = reporter or Reporter()
     place = None if out is None else Path(out)
     if place is not None:
-        check_place(place, "--out")
+        check_place(place)
     opened = Run.open(run)
     workers = default_workers() if workers is None else workers
     if opened.card["kind"] == "segment":
@@ -120,9 +120,9 @@ class _Classifying:
 
     def __call__(self, readings: Sequence[Reading]) -> tuple[pd.DataFrame, NDArray[np.float32] | None]:
         model = self.predictor
-        good = np.flatnonzero([reading.error is None for reading in readings])
+        good = np.flatnonzero([reading.error is None for reading in readings]).astype(np.int64)
         columns: dict[str, Any] = {"image": [reading.reference for reading in readings]}
-        shown = [readings[number] for number in good]
+        shown = [reading for reading in readings if reading.error is None]
         pixels = {
             form: np.stack([reading.fitted[form] for reading in shown])
             for form in (model.forms if shown else ())
@@ -178,7 +178,7 @@ def _check_table(out: Path | None, features: str | Path | None) -> None:
         check_place(path, option)
 
 
-def check_place(out: Path, option: str) -> None:
+def check_place(out: Path, option: str = "--out") -> None:
     """See before the work that its results can be written.
 
     Raises:

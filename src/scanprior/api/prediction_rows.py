@@ -63,7 +63,9 @@ class PredictionRows:
             self._go_on(begun, reporter)
             return
         if place.is_dir():
-            reporter.note(f"{place}: the parts of an earlier prediction are replaced (--resume goes on with them)")
+            reporter.note(
+                f"{place}: the parts of an earlier prediction are replaced (--resume goes on with them)"
+            )
             shutil.rmtree(place)
         place.mkdir(parents=True)
         write_text(begun, json.dumps({"request": self._request}))

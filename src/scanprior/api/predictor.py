@@ -13,7 +13,8 @@ from torch import Tensor
 from scanprior.api.features import StoredFeatures
 from scanprior.api.sources import Images
 from scanprior.data.fitting import Pixels
-from scanprior.data.transforms import Augmentation, Form, Preprocessing, augment, to_input
+from scanprior.data.readers import ImageData
+from scanprior.data.transforms import Augmentation, Form, Preprocessing, augment, prepare_image, to_input
 from scanprior.encoders import descriptor
 from scanprior.errors import ConfigError
 from scanprior.evaluation import Combination
@@ -108,6 +109,14 @@ class Predictor:
         """The forms beside that of the first member."""
         return list(self.forms)[1:]
 
+    def fitted(self, image: ImageData) -> dict[Form, Pixels]:
+        """Return a decoded image in every form: (C, S, S)."""
+        return {form: prepare_image(image, preprocessing) for form, preprocessing in self.forms.items()}
+
+    def of_members(self, pixels: Mapping[Form, Pixels]) -> Floats:
+        """Return the probabilities (K, B, classes) of each member; arguments as for ``answers``."""
+        return self.answers(pixels).members
+
     def answers(self, pixels: Mapping[Form, Pixels], views: int = 0) -> Answers:
         """Return what each member says of images, and the features it says it by.
 
@@ -158,7 +167,7 @@ class Predictor:
         made = [np.zeros((len(self.members), 0, len(self.classes)))]
         for start in range(0, len(rows), batch_size):
             part = rows[start : start + batch_size]
-            made.append(self.answers(self.stored(images, part)).members)
+            made.append(self.of_members(self.stored(images, part)))
         return np.concatenate(made, axis=1)
 
     def stored(self, images: Images, rows: Rows) -> dict[Form, Pixels]:

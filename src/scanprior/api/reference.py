@@ -64,10 +64,10 @@ class Reference:
         if not arrays.is_file() or not table.is_file():
             return None
         found = {name: tensor.float().numpy() for name, tensor in load_weights(arrays).items()}
+        wide = {name: np.asarray(value, np.float64) for name, value in found.items()}
         score = OutlierScore(
-            *(np.asarray(found[name], np.float64) for name in ("mean", "components", "variances")),
-            float(found["rest"][0]), np.asarray(found["validation"], np.float64),
-        )  # fmt: skip
+            wide["mean"], wide["components"], wide["variances"], float(wide["rest"][0]), wide["validation"]
+        )
         return cls(score, unit(found["pooled"]), pd.read_parquet(table))
 
     def similar(self, pooled: Vectors, count: int) -> tuple[NDArray[np.int64], Vectors]:

@@ -58,7 +58,9 @@ def expand(paths: Paths) -> Iterator[str]:
 
 
 def _matching(pattern: str) -> Iterator[str]:
-    files = [name for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]
+    # pathlib's globs need a folder to start from, and a pattern may begin with one that is itself a pattern
+    fitting = glob.iglob(pattern, recursive=True)  # noqa: PTH207
+    files = sorted(name for name in fitting if Path(name).is_file())
     if not files:
         raise DataError(f"{pattern}: no file fits this pattern")
     yield from files

@@ -150,14 +150,17 @@ class TrustConfig(Config):
         "lac", description="conformal score: one minus the class's probability, or adaptive (aps)"
     )
     false_alarms: float = Field(
-        0.05, gt=0, lt=1, description="wanted share of images like the validation images that are called outliers"
+        0.05,
+        gt=0,
+        lt=1,
+        description="wanted share of images like the validation images that are called outliers",
     )
     reference_images: int = Field(
-        2000, ge=0, description="training images whose features are kept, at most; 0 = no outliers, none similar"
+        2000,
+        ge=0,
+        description="training images whose features are kept, at most; 0 = no outliers, none similar",
     )
-    thumbnails: bool = Field(
-        True, description="keep a small picture of each, to be shown as a similar case"
-    )
+    thumbnails: bool = Field(True, description="keep a small picture of each, to be shown as a similar case")
 
 
 class AugmentConfig(Augmentation):

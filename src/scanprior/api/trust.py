@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from scanprior import keyed
@@ -22,8 +21,6 @@ from scanprior.api.predictor import Predictor
 from scanprior.api.reference import Reference, thumbnails, unit
 from scanprior.api.settings import TrustConfig
 from scanprior.api.sources import Images
-from scanprior.data.transforms import to_input
-from scanprior.encoders import Encoder, descriptor
 from scanprior.evaluation import OutlierScore, apply_temperature, fit_temperature, truth_matrix
 from scanprior.evaluation.combination import log_loss
 from scanprior.run import Run
@@ -86,8 +83,9 @@ class Trust:
             descriptors: (B, E), see ``Answers``.
 
         Returns:
-            ``calibrated:CLASS`` probabilities; ``conformal_set``, see ``ConformalSets.named``; ``outlier_score``, about 1 for a training image, ``outlier_p``, how rare such a score is among
-            validation images, and ``outlier``, whether it is above the run's threshold.
+            ``calibrated:CLASS`` probabilities; ``conformal_set``, see ``ConformalSets.named``; ``outlier_score``, about
+            1 for a training image, ``outlier_p``, how rare such a score is among validation images, and ``outlier``,
+            whether it is above the run's threshold.
         """
         made: dict[str, NDArray[Any]] = {}
         if self.temperature is not None:
@@ -125,7 +123,7 @@ def _fitted(run: Run, model: Predictor, config: TrustConfig, notes: list[str]) -
     table = certain(validation_predictions(run, model), model)
     truth = truth_matrix(table, model.classes, model.kind)
     found = table[[f"prob:{name}" for name in model.classes]].to_numpy(np.float64)
-    known = ~np.isnan(truth).all(axis=1)
+    known = np.flatnonzero(~np.isnan(truth).all(axis=1))
     truth, found = truth[known], found[known]
     if len(truth) < LEAST:
         notes.append(
@@ -137,7 +135,12 @@ def _fitted(run: Run, model: Predictor, config: TrustConfig, notes: list[str]) -
     before, after = (round(loss, 6) for loss in losses)
     patients = table["patient"][known] if table["patient"].notna().all() else None
     sets = ConformalSets.fit(
-        found, truth, model.kind, config.coverage, config.sets, None if patients is None else patients.to_numpy()
+        found,
+        truth,
+        model.kind,
+        config.coverage,
+        config.sets,
+        None if patients is None else patients.to_numpy(),
     )
     notes += sets.reasons(model.classes)
     return {
@@ -161,7 +164,7 @@ def _keep_reference(
         notes.append(f"{len(rows)} training images are kept: too few to tell outliers (8 are needed)")
         return None
     trained, looked = (_looked_at(images, model, part) for part in (rows, val))
-    score = OutlierScore.fit(trained[1].astype(np.float64), looked[1].astype(np.float64))
+    score = OutlierScore.fit(trained[1], looked[1])
     columns = ["label"] if model.kind == "multiclass" else list(model.classes)
     frame = images.frame.iloc[rows]
     table = pd.DataFrame({name: frame[name].to_numpy() for name in columns if name in frame})

@@ -4,4 +4,15 @@ from scanprior.cli.app import app, main
 
 from scanprior.cli import data, training, results, explanation, exporting, browsing, studies, about  # isort: skip  # the order of --help
 
-__all__ = ["about", "app", "browsing", "data", "explanation", "exporting", "main", "results", "studies", "training"]
+__all__ = [
+    "about",
+    "app",
+    "browsing",
+    "data",
+    "explanation",
+    "exporting",
+    "main",
+    "results",
+    "studies",
+    "training",
+]

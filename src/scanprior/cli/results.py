@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -155,11 +155,14 @@ def shift(
 def predict(
     run: Annotated[Path, typer.Argument(help="A fine-tuned run.")],
     paths: Annotated[
-        list[str], typer.Argument(help="Files, folders, tables of images, patterns in quotes; DICOM included.")
+        list[str],
+        typer.Argument(help="Files, folders, tables of images, patterns in quotes; DICOM included."),
     ],
     out: Annotated[
         Path,
-        typer.Option("--out", help="Table to write: .csv, .parquet or .jsonl; of a segmentation run a folder."),
+        typer.Option(
+            "--out", help="Table to write: .csv, .parquet or .jsonl; of a segmentation run a folder."
+        ),
     ],
     masks: Annotated[str, typer.Option("--masks", help="Form of masks: png or npy.")] = "png",
     overlays: Annotated[bool, typer.Option(help="Draw masks over the images.")] = True,
@@ -176,14 +179,17 @@ def predict(
     """Predict raw images: one row each, probabilities or masks, how far to trust them, or the error."""
     from scanprior import api
 
+    form: Any = masks  # which ``predict`` checks
     table = api.predict(
-        run, paths, out=out, masks=masks, overlays=overlays, features=features, tta=tta, batch_size=batch_size,
+        run, paths, out=out, masks=form, overlays=overlays, features=features, tta=tta, batch_size=batch_size,
         workers=workers, resume=resume, reporter=console_reporter(),
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
     errors = int(table["error"].notna().sum())
     say(f"wrote {out}: {len(table):,} rows, {errors} with an error")
     if "outlier" in table and (strange := int(table["outlier"].eq(True).sum())):
-        say(f"{strange:,} are unlike the training images (column outlier): do not rely on what is said of them")
+        say(
+            f"{strange:,} are unlike the training images (column outlier): do not rely on what is said of them"
+        )
     if features is not None:
         say(f"wrote {features}")
     say(f"next: scanprior report {run}")

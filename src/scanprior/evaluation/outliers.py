@@ -9,6 +9,7 @@ which were not trained on: as a conformal p-value (Vovk et al. 2005; Bates et al
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,9 @@ class OutlierScore:
     validation: Floats
 
     @classmethod
-    def fit(cls, descriptors: Floats, validation: Floats) -> OutlierScore:
+    def fit(
+        cls, descriptors: NDArray[np.floating[Any]], validation: NDArray[np.floating[Any]]
+    ) -> OutlierScore:
         """Fit to the descriptors of training images (N, D), N at least 8, and score those of validation images (M, D).
 
         Raises:
@@ -59,7 +62,7 @@ class OutlierScore:
             found.mean, found.components, found.variances, found.rest, np.sort(found.scores(validation))
         )
 
-    def scores(self, descriptors: Floats) -> Floats:
+    def scores(self, descriptors: NDArray[np.floating[Any]]) -> Floats:
         """Return (B,) squared distances of descriptors (B, D), divided by D: about 1 for a training image."""
         away = np.asarray(descriptors, dtype=np.float64) - self.mean
         along = away @ self.components.T

@@ -1,0 +1,93 @@
+"""What a run knows of its limits, in its card, its files and its predictions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from api.conftest import FINETUNING
+from scanprior import api
+from scanprior.api.reference import Reference, thumbnail
+from scanprior.api.trust import Trust, chosen_rows
+from scanprior.evaluation import apply_temperature, fit_temperature
+from scanprior.run import Run
+
+SPLIT = {"data.split.fractions": [0.4, 0.4, 0.2]}
+
+
+@pytest.fixture(scope="module")
+def trusted(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("trusted") / "run"
+    return api.finetune(phantoms, out=out, options={**FINETUNING, **SPLIT, "trust.reference_images": 30})
+
+
+def test_the_card_says_what_was_fitted_on_validation(trusted: Run) -> None:
+    kept = trusted.card["trust"]
+    table = pd.read_parquet(trusted.path / "predictions.parquet")
+    val = table[table["split"] == "val"]
+    found = val[["prob:abnormal", "prob:normal"]].to_numpy()
+    truth = np.stack([val["label"] == name for name in ("abnormal", "normal")], axis=1).astype(float)
+    assert kept["temperature"]["value"] == fit_temperature(found, truth, "multiclass")
+    assert kept["temperature"]["images"] == len(val) and kept["notes"] == []
+    before, after = kept["temperature"]["log_loss"]
+    assert after <= before
+    assert kept["outliers"]["reference_images"] == 30 and kept["outliers"]["false_alarms"] == 0.05
+
+
+def test_predictions_say_it(trusted: Run, phantoms: Path, tmp_path: Path) -> None:
+    table = pd.read_parquet(trusted.path / "predictions.parquet")
+    val = table[table["split"] == "val"].reset_index(drop=True)
+    said = api.predict(trusted.path, [phantoms / name for name in val["image"]])
+    found = said[["prob:abnormal", "prob:normal"]].to_numpy()
+    value = trusted.card["trust"]["temperature"]["value"]
+    np.testing.assert_allclose(
+        said[["calibrated:abnormal", "calibrated:normal"]], apply_temperature(found, value, "multiclass")
+    )
+    held = [label in sets.split("|") for label, sets in zip(val["label"], said["conformal_set"], strict=True)]
+    assert np.mean(held) >= 0.9  # on the very images it was fitted on
+    assert said["outlier"].mean() <= 0.05 and said["outlier_p"].min() > 0
+    noise = np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    (tmp_path / "broken.png").write_bytes(b"none")
+    other = api.predict(trusted.path, [tmp_path / "noise.png", tmp_path / "broken.png"])
+    assert other["outlier"].tolist() == [True, None] and other["outlier_score"].isna().tolist() == [
+        False,
+        True,
+    ]
+    assert other["conformal_set"].isna().tolist() == [False, True]
+
+
+def test_similar_cases_have_labels_and_pictures_but_no_names(trusted: Run) -> None:
+    reference = Reference.open(trusted)
+    assert reference is not None
+    assert list(reference.table.columns) == ["label", "thumbnail"] and len(reference.table) == 30
+    assert reference.table["thumbnail"].iloc[0][:2] == b"\xff\xd8"
+    rows, alike = reference.similar(reference.pooled[3:5], 4)
+    assert rows[:, 0].tolist() == [3, 4] and alike[:, 0] == pytest.approx(1, abs=1e-3)
+    assert (np.diff(alike, axis=1) <= 1e-6).all()
+
+
+def test_what_is_too_little_is_said(phantoms: Path, tmp_path: Path) -> None:
+    options = {**FINETUNING, "data.split.fractions": [0.8, 0.1, 0.1], "trust.reference_images": 0}
+    run = api.finetune(phantoms, out=tmp_path / "run", options=options)
+    kept = run.card["trust"]
+    assert kept["temperature"] is None and kept["sets"] is None and kept["outliers"] is None
+    assert any("too few for a calibration" in note for note in kept["notes"])
+    assert Trust.open(run).names == [] and not (run.path / "reference.parquet").exists()
+
+
+def test_the_kept_images_are_drawn_the_same_way_every_time() -> None:
+    rows = np.arange(5, 205, dtype=np.int64)
+    chosen = chosen_rows(rows, 50)
+    assert len(chosen) == 50 and (np.diff(chosen) > 0).all() and set(chosen) <= set(rows)
+    assert set(chosen_rows(rows[:100], 100)) == set(rows[:100])
+    np.testing.assert_array_equal(chosen, chosen_rows(rows, 50))
+
+
+def test_thumbnails_of_deep_and_coloured_images() -> None:
+    for pixels in (np.full((1, 200, 200), 40_000, np.uint16), np.full((3, 50, 50), 90, np.uint8)):
+        assert thumbnail(pixels)[:2] == b"\xff\xd8"
