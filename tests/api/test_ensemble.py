@@ -135,11 +135,11 @@ def test_evaluation_says_what_the_ensemble_gains(members: list[Run], mean: Run) 
 def test_predict_gives_what_was_evaluated_and_decodes_each_image_once(
     phantoms: Path, mean: Run, monkeypatch: pytest.MonkeyPatch, scanprior: Command, tmp_path: Path
 ) -> None:
-    from scanprior.api import prediction
+    from scanprior.api import reading
 
     read: list[str] = []
-    real = prediction.read_reference
-    monkeypatch.setattr(prediction, "read_reference", lambda name: (read.append(name), real(name))[1])
+    real = reading.read_reference
+    monkeypatch.setattr(reading, "read_reference", lambda name: (read.append(name), real(name))[1])
     kept = predictions(mean)
     table = api.predict(mean.path, [phantoms / name for name in kept.index], batch_size=7)
     assert len(read) == len(kept)
@@ -148,7 +148,9 @@ def test_predict_gives_what_was_evaluated_and_decodes_each_image_once(
     broken.write_bytes(b"none")
     said = scanprior("predict", mean.path, broken, phantoms / kept.index[0], "--out", tmp_path / "p.csv")
     assert said.code == 0 and "2 rows, 1 with an error" in said.out
-    assert list(pd.read_csv(tmp_path / "p.csv").columns) == ["image", "predicted", *PROBABILITIES, "error"]
+    trust = ["outlier_score", "outlier_p", "outlier"]  # the few validation images give no more
+    wanted = ["image", "predicted", *PROBABILITIES, *trust, "error"]
+    assert list(pd.read_csv(tmp_path / "p.csv").columns) == wanted
 
 
 def test_evaluate_drift_and_report_work_on_it(

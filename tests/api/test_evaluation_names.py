@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from api.conftest import Command
@@ -98,8 +99,14 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(
         Path(path).write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pandas.DataFrame.to_csv", full)
     image = next((phantoms / "images").rglob("*.png"))
-    said = refused("predict", finetuned.path, image, "--out", out)
+    with monkeypatch.context() as patch:
+        patch.setattr("pandas.DataFrame.to_csv", full)
+        said = refused("predict", finetuned.path, image, "--out", out)
     assert said == f"{out}: no space left on device; free some and run this again"
-    assert out.read_text() == "the table before\n" and list(tmp_path.iterdir()) == [out]
+    parts = tmp_path / "p.csv.parts"
+    assert out.read_text() == "the table before\n" and set(tmp_path.iterdir()) == {out, parts}
+    with monkeypatch.context() as patch:  # nothing is computed again
+        patch.setattr("scanprior.api.reading.read_reference", None)
+        table = api.predict(finetuned.path, image, out=out, resume=True)
+    assert len(table) == len(pd.read_csv(out)) == 1 and not parts.exists()

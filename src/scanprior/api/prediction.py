@@ -159,8 +159,8 @@ def named(model: Predictor, probabilities: Floats) -> dict[str, NDArray[Any]]:
 
 def _spread(values: NDArray[Any], rows: NDArray[np.int64], count: int) -> NDArray[Any]:
     """Put the values of some rows where they belong among ``count``; the others are missing."""
-    empty = None if values.dtype == object else np.nan
-    whole = np.full((count, *values.shape[1:]), empty, dtype=object if values.dtype == bool else values.dtype)
+    kind = object if values.dtype == bool else values.dtype
+    whole = np.full((count, *values.shape[1:]), None if kind == object else np.nan, dtype=kind)
     whole[rows] = values
     return whole
 

@@ -114,7 +114,9 @@ class PredictionRows:
         self._waiting = 0
 
     def table(self) -> pd.DataFrame:
-        """Return all rows."""
+        """Return all rows, and keep them until ``close``: the table may not fit on the disk."""
+        if self.place is not None and self._waiting:
+            self._keep()
         return pd.concat(self._tables, ignore_index=True)
 
     def features(self) -> NDArray[np.float32]:
@@ -163,9 +165,15 @@ def save_table(table: pd.DataFrame, out: Path) -> None:
         if out.suffix == ".csv":
             table.to_csv(part, index=False)
         elif out.suffix == ".jsonl":
-            table.to_json(part, orient="records", lines=True, force_ascii=False, double_precision=15)
+            part.write_text("".join(_lines(table)))
         else:
             table.to_parquet(part, index=False)
+
+
+def _lines(table: pd.DataFrame) -> Iterator[str]:
+    """Yield a row as a line of JSON, every number in full: pandas writes fifteen digits."""
+    for row in table.astype(object).where(table.notna(), None).to_dict("records"):
+        yield json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def save_features(images: Sequence[str], features: NDArray[np.float32], out: Path) -> None:

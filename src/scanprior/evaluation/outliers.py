@@ -52,7 +52,10 @@ class OutlierScore:
             raise ValueError(f"{len(descriptors)} images are too few to fit a distribution to; 8 are needed")
         wanted = min(COMPONENTS, len(descriptors) // 4, descriptors.shape[1] - 1)
         pca = PCA(max(1, wanted), svd_solver="randomized", random_state=0, power_iteration_normalizer="QR")
-        pca.fit(np.asarray(descriptors, dtype=np.float64))
+        with np.errstate(
+            invalid="ignore"
+        ):  # of images that are all alike it divides 0 by 0 for a share unused here
+            pca.fit(np.asarray(descriptors, dtype=np.float64))
         least = 1e-12 + 1e-6 * float(pca.explained_variance_.max())  # of images that are all alike
         found = cls(
             pca.mean_, pca.components_, pca.explained_variance_.clip(least),
