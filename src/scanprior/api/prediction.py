@@ -159,8 +159,9 @@ def named(model: Predictor, probabilities: Floats) -> dict[str, NDArray[Any]]:
 
 def _spread(values: NDArray[Any], rows: NDArray[np.int64], count: int) -> NDArray[Any]:
     """Put the values of some rows where they belong among ``count``; the others are missing."""
-    kind = object if values.dtype == bool else values.dtype
-    whole = np.full((count, *values.shape[1:]), None if kind == object else np.nan, dtype=kind)
+    numbers = np.issubdtype(values.dtype, np.number)
+    kind = values.dtype if numbers else np.dtype(object)  # words and truth values have a None
+    whole = np.full((count, *values.shape[1:]), np.nan if numbers else None, dtype=kind)
     whole[rows] = values
     return whole
 
