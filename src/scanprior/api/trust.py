@@ -83,8 +83,8 @@ class Trust:
             descriptors: (B, E), see ``Answers``.
 
         Returns:
-            ``calibrated:CLASS`` probabilities; ``conformal_set``, see ``ConformalSets.named``; ``outlier_score``, about
-            1 for a training image, ``outlier_p``, how rare such a score is among validation images, and ``outlier``,
+            ``calibrated:CLASS`` probabilities; ``conformal_set``, see ``ConformalSets.named``; ``outlier_score``, see
+            ``OutlierScore.scores``, ``outlier_p``, how rare such a score is among validation images, and ``outlier``,
             whether it is above the run's threshold.
         """
         made: dict[str, NDArray[Any]] = {}

@@ -66,7 +66,7 @@ class OutlierScore:
         )
 
     def scores(self, descriptors: NDArray[np.floating[Any]]) -> Floats:
-        """Return (B,) squared distances of descriptors (B, D), divided by D: about 1 for a training image."""
+        """Return (B,) squared distances of descriptors (B, D), divided by D."""
         away = np.asarray(descriptors, dtype=np.float64) - self.mean
         along = away @ self.components.T
         outside = (away**2).sum(axis=1) - (along**2).sum(axis=1)
