@@ -24,6 +24,15 @@ def test_the_score_is_the_mahalanobis_distance_under_the_fitted_covariance() -> 
     assert found.scores(trained).mean() == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.parametrize("images", [30, 100, 400])
+def test_training_images_have_a_mean_score_of_one_even_where_they_are_fewer_than_the_numbers(
+    images: int,
+) -> None:
+    trained = np.random.default_rng(3).normal(size=(images, 120)) * np.linspace(1, 5, 120)
+    found = OutlierScore.fit(trained, trained[:0])
+    assert found.scores(trained).mean() == pytest.approx(1, abs=0.04)
+
+
 @pytest.mark.parametrize("false_alarms", [0.05, 0.2])
 def test_false_alarms_are_as_rare_as_asked_for(false_alarms: float) -> None:
     rng = np.random.default_rng(1)

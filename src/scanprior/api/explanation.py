@@ -18,7 +18,7 @@ from scanprior.api.mask_prediction import file_names
 from scanprior.api.models import load_predictor
 from scanprior.api.prediction import check_place
 from scanprior.api.predictor import Member, Predictor
-from scanprior.api.references import expand
+from scanprior.api.references import image_references
 from scanprior.data.fitting import Pixels, unfit_maps
 from scanprior.data.paths import absolute_reference
 from scanprior.data.readers import ImageData, read_reference
@@ -258,7 +258,7 @@ def explain(
     methods = explainer.chosen(method)
     given = [classes] if isinstance(classes, str) else list(classes or ())
     names: list[str | None] = [explainer.check_class(name) for name in dict.fromkeys(given)] or [None]
-    references = found_images(paths)
+    references = image_references(paths)
     for remark in explainer.remarks(method):
         reporter.note(remark)
     files, rows = file_names(references), []
@@ -288,18 +288,6 @@ def check_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise DataError(f"--out {out}: explanations need a folder, and a file is here")
     check_place(out)
-
-
-def found_images(paths: str | Path | Sequence[str | Path]) -> list[str]:
-    """Return the images in what was given.
-
-    Raises:
-        DataError: a path that does not exist, or no image.
-    """
-    references = list(expand(paths))
-    if not references:
-        raise DataError("no image found in what was given")
-    return references
 
 
 def read_all(references: Sequence[str]) -> tuple[list[ImageData | None], list[str | None]]:

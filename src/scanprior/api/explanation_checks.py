@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scanprior.api.evaluation import Subject, open_subject, training_images_among
-from scanprior.api.explanation import Explainer, check_folder, found_images, read_all
+from scanprior.api.explanation import Explainer, check_folder, read_all
 from scanprior.api.mask_results import root_of
 from scanprior.api.predictor import Predictor
+from scanprior.api.references import image_references
 from scanprior.data.masks import mask_columns
 from scanprior.data.readers import read_mask, read_reference
 from scanprior.data.split import NEAR_DUPLICATES
@@ -59,7 +60,7 @@ def sanity_check(
     check_folder(out)
     explainer = Explainer(run)
     methods = explainer.chosen(method)
-    references = found_images(paths)
+    references = image_references(paths)
     places = np.unique(
         np.linspace(0, len(references) - 1, min(LOOKED_AT, len(references))).round().astype(int)
     )

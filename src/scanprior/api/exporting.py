@@ -24,13 +24,12 @@ from scanprior.api.export_check import (
     unresized,
 )
 from scanprior.api.export_words import Described, export_notes
-from scanprior.api.models import load_predictor, load_segmenter
+from scanprior.api.models import built_anew, load_predictor, load_segmenter
 from scanprior.api.prediction import check_place
 from scanprior.api.predictor import Predictor
 from scanprior.data.fitting import Pixels
 from scanprior.data.preprocessing import Preprocessing, prepare_image, to_input
 from scanprior.data.readers import ImageData
-from scanprior.encoders import EncoderConfig
 from scanprior.engine import Reporter
 from scanprior.errors import ConfigError, DataError, RunError
 from scanprior.exporting import (
@@ -229,14 +228,7 @@ def _folder(
             what = "a segmenter" if model.predictor is None else "an ensemble"
             raise RunError(f"the run is {what}, and it takes one classifier; use --format onnx")
         member = model.predictor.members[0]
-        settings = {
-            **run.card["encoder"],
-            "pretrained": False,
-            "revision": None,
-            "sha256": None,
-            "weights": None,
-        }
-        form = timm_form(member.model, member.preprocessing, EncoderConfig.model_validate(settings))
+        form = timm_form(member.model, member.preprocessing, built_anew(run))
     except RunError as error:
         raise RunError(f"{run.path}: cannot be written as --format {format}: {error}") from error
     part.mkdir()

@@ -101,7 +101,7 @@ def encoder_card(config: EncoderConfig, encoder: Encoder) -> dict[str, Any]:
     return {**settings, "revision": encoder.fetched.revision, "sha256": encoder.fetched.sha256}
 
 
-def _built_anew(run: Run) -> EncoderConfig:
+def built_anew(run: Run) -> EncoderConfig:
     """Return the settings of a run's encoder without where its first weights were from."""
     nowhere = {"pretrained": False, "revision": None, "sha256": None, "weights": None}
     return EncoderConfig.model_validate({**run.card["encoder"], **nowhere})
@@ -120,7 +120,7 @@ def load_encoder(run: Run) -> Encoder:
     """
     run.refuse_ensemble()
     pre = run.card["preprocessing"]
-    config = _built_anew(run)
+    config = built_anew(run)
     encoder = create_encoder(config, size=pre["size"], channels=pre["channels"])
     load_encoder_weights(encoder, run.weights)
     return encoder.eval()
@@ -192,7 +192,7 @@ def _parts(run: Run, kind: str) -> tuple[dict[str, Any], Preprocessing, Encoder]
         found = _KINDS.get(run.card["kind"], run.card["kind"])
         raise RunError(f"{run.path}: this run is {found}, and {_KINDS[kind]} is needed here")
     pre = Preprocessing.model_validate(run.card["preprocessing"])
-    config = _built_anew(run)
+    config = built_anew(run)
     return task, pre, create_encoder(config, size=pre.size, channels=pre.channels)
 
 

@@ -24,7 +24,7 @@ from scanprior.api.prediction_rows import (
 )
 from scanprior.api.predictor import Predictor
 from scanprior.api.reading import Reading, default_workers, read_all
-from scanprior.api.references import Paths, found
+from scanprior.api.references import Paths, image_references
 from scanprior.api.trust import Trust
 from scanprior.engine import Reporter
 from scanprior.errors import ConfigError, DataError
@@ -88,12 +88,12 @@ def predict(
             raise ConfigError(f"--features {features}: a segmentation run predicts from maps; leave it out")
         output = None if place is None else MaskOutput(place, masks, overlays)
         return predict_masks(
-            opened, found(paths), output=output, tta=tta, batch_size=batch_size, workers=workers, resume=resume,
-            reporter=reporter,
+            opened, image_references(paths), output=output, tta=tta, batch_size=batch_size, workers=workers,
+            resume=resume, reporter=reporter,
         )  # fmt: skip
     _check_table(place, features)
     work = _Classifying(load_predictor(opened), Trust.open(opened), tta, features is not None)
-    references = found(paths)
+    references = image_references(paths)
     request = {"run": opened.card_fingerprint(), "tta": tta, "images": references}
     rows = PredictionRows(
         None if place is None else parts_of(place), request, resume=resume, reporter=reporter

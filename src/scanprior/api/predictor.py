@@ -114,8 +114,12 @@ class Predictor:
         return {form: prepare_image(image, preprocessing) for form, preprocessing in self.forms.items()}
 
     def of_members(self, pixels: Mapping[Form, Pixels]) -> Floats:
-        """Return the probabilities (K, B, classes) of each member; arguments as for ``answers``."""
-        return self.answers(pixels).members
+        """Return the probabilities (K, B, classes) of each member; ``pixels`` as for ``answers``."""
+        made = []
+        for member, order in zip(self.members, self._orders, strict=True):
+            images = to_input(torch.from_numpy(pixels[member.preprocessing.form]), member.preprocessing)
+            made.append(member.model.predict([images])[:, order])
+        return np.stack(made).astype(np.float64)
 
     def answers(self, pixels: Mapping[Form, Pixels], views: int = 0) -> Answers:
         """Return what each member says of images, and the features it says it by.

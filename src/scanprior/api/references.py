@@ -17,7 +17,7 @@ Paths = str | Path | Sequence[str | Path]
 """One path, or several."""
 
 
-def found(paths: Paths) -> list[str]:
+def image_references(paths: Paths) -> list[str]:
     """Return what ``expand`` yields.
 
     Raises:

@@ -57,16 +57,18 @@ class OutlierScore:
         ):  # of images that are all alike it divides 0 by 0 for a share unused here
             pca.fit(np.asarray(descriptors, dtype=np.float64))
         least = 1e-12 + 1e-6 * float(pca.explained_variance_.max())  # of images that are all alike
+        # scikit-learn's noise is the mean over the directions that so few images can fill, not over all that are left
+        directions, rank = descriptors.shape[1], len(pca.components_)
+        rest = float(pca.noise_variance_) * (min(descriptors.shape) - rank) / (directions - rank)
         found = cls(
-            pca.mean_, pca.components_, pca.explained_variance_.clip(least),
-            max(float(pca.noise_variance_), least), np.zeros(0),
-        )  # fmt: skip
+            pca.mean_, pca.components_, pca.explained_variance_.clip(least), max(rest, least), np.zeros(0)
+        )
         return cls(
             found.mean, found.components, found.variances, found.rest, np.sort(found.scores(validation))
         )
 
     def scores(self, descriptors: NDArray[np.floating[Any]]) -> Floats:
-        """Return (B,) squared distances of descriptors (B, D), divided by D."""
+        """Return (B,) squared distances of descriptors (B, D), divided by D: 1 on average over the training images."""
         away = np.asarray(descriptors, dtype=np.float64) - self.mean
         along = away @ self.components.T
         outside = (away**2).sum(axis=1) - (along**2).sum(axis=1)
