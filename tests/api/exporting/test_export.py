@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from api.conftest import FINETUNING, FROM_PARENT, Command
+from api.conftest import Command
+from api.exporting.conftest import files_of, squares
 from scanprior import api
 from scanprior.api.export_check import CheckImages, Parity, Sides, compare_sides, unresized
 from scanprior.api.models import load_predictor, load_segmenter
 from scanprior.data.preprocessing import Form, Preprocessing, to_input
-from scanprior.data.readers import ImageData, read_image
-from scanprior.data.transforms import prepare_image
+from scanprior.data.readers import ImageData
 from scanprior.encoders import EncoderConfig, create_encoder
 from scanprior.errors import RunError
 from scanprior.evaluation import Combination
@@ -35,40 +35,6 @@ from scanprior.tasks.classify import Classifier, ClassifyConfig
 from scanprior.tasks.segment import MaskClasses, SegmentConfig, Segmenter
 
 CLOSE = 1e-4
-CONVNET = {name: value for name, value in FINETUNING.items() if not name.startswith("encoder.")}
-COLOUR = {
-    **CONVNET, "encoder.name": "test_convnext.r160_in1k", "data.size": 40, "data.channels": 3,
-    "data.standardize": "image", "engine.seed": 5,
-}  # fmt: skip
-TIMMS = {**CONVNET, "encoder.name": "test_resnet.r160_in1k", "task.normalise": False, "engine.seed": 6}
-FINDINGS = ["consolidation", "effusion", "cardiomegaly", "nodule"]
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("export")
-
-
-@pytest.fixture(scope="module")
-def colour(phantoms: Path, home: Path) -> Run:
-    return api.finetune(phantoms, out=home / "colour", options=COLOUR)
-
-
-@pytest.fixture(scope="module")
-def resnet(phantoms: Path, home: Path) -> Run:
-    return api.finetune(phantoms, out=home / "resnet", options=TIMMS)
-
-
-@pytest.fixture(scope="module")
-def findings(phantoms: Path, pretrained: Run, home: Path) -> Run:
-    options = {**FROM_PARENT, "data.label_columns": FINDINGS}
-    return api.finetune(phantoms, out=home / "findings", parent=pretrained.path, options=options)
-
-
-@pytest.fixture(scope="module")
-def segmented(phantoms: Path, pretrained: Run, home: Path) -> Run:
-    options = {**FROM_PARENT, "task.name": "segment", "task.width": 4}
-    return api.finetune(phantoms, out=home / "segmented", parent=pretrained.path, options=options)
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +54,6 @@ def predicted(run: Run, files: list[Path]) -> NDArray[np.float64]:
     table = api.predict(run.path, files)
     assert table["error"].isna().all()
     return table.filter(like="prob:").to_numpy()
-
-
-def files_of(phantoms: Path) -> list[Path]:
-    return sorted((phantoms / "images").iterdir())[:8]
-
-
-def squares(files: list[Path], preprocessing: Preprocessing) -> NDArray[Any]:
-    return np.stack([prepare_image(read_image(file), preprocessing) for file in files])
 
 
 def test_an_onnx_file_is_the_run(exported: Path, finetuned: Run, phantoms: Path) -> None:
