@@ -55,13 +55,19 @@ class Input(nn.Module):
         self.preprocessing = preprocessing
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return what ``data.preprocessing.to_input`` returns.
+        """Return what ``predict`` makes of an image: the square that it stores, in whole numbers, and that resized.
 
-        Images of the network's size pass the resize, too: its weights are then 1 and 0, and change nothing.
+        Both steps, as one alone is another filter. Images of the stored size pass the first, too: its weights are then
+        1 and 0, and change nothing.
         """
         pre = self.preprocessing
-        unit = to_unit(images, pre.channels)
-        return normalise(F.interpolate(unit, (pre.size, pre.size), mode="bilinear", antialias=True), pre)
+        top = 2**pre.depth - 1
+        stored = (_resized(to_unit(images, pre.channels), pre.form.size) * top).round() / top
+        return normalise(stored if pre.size == pre.form.size else _resized(stored, pre.size), pre)
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
 
 
 class ClassifierGraph(Graph):
