@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data import bad_files, made_dicom
-from scanprior.data.readers import ImageData, is_image_path, looks_like_dicom, read_image, read_reference
+from scanprior.data.readers import (
+    ImageData,
+    Upload,
+    at_most,
+    is_image_path,
+    looks_like_dicom,
+    read_image,
+    read_reference,
+)
 from scanprior.data.readers.array import npz_members, open_array
 from scanprior.data.readers.image import MAX_PIXELS, _png_bytes
 from scanprior.errors import ImageReadError
@@ -355,6 +363,43 @@ def test_good_files_of_the_same_making_are_read(tmp_path: Path) -> None:
     for name, data in bad_files.good_files(seed=7).items():
         (tmp_path / name).write_bytes(data)
         check_contract(read_reference(bad_files.reference(tmp_path / name)))
+
+
+def test_an_upload_is_read_as_the_file_is(corpus: list[Path], tmp_path: Path) -> None:
+    """Or refused as it is, with the same reason."""
+    good = [tmp_path / name for name in bad_files.good_files(seed=7)]
+    for path in good:
+        path.write_bytes(bad_files.good_files(seed=7)[path.name])
+    seen = {True: 0, False: 0}
+    for path in [*corpus, *good]:
+        if not path.is_file() or path.suffix in (".npz", ".npy"):
+            continue
+        of_file, of_upload = (_read(source) for source in (path, Upload(path.read_bytes(), str(path))))
+        assert type(of_file) is type(of_upload), path.name
+        if isinstance(of_file, str):
+            assert of_file == of_upload, path.name
+        else:
+            np.testing.assert_array_equal(of_file, of_upload, err_msg=path.name)
+        seen[isinstance(of_file, str)] += 1
+    assert seen[True] > 150 and seen[False] >= 8
+
+
+def _read(source: Path | Upload) -> str | np.ndarray:
+    try:
+        return read_image(source).pixels
+    except ImageReadError as error:
+        return error.reason
+
+
+def test_fewer_pixels_can_be_allowed(tmp_path: Path) -> None:
+    good = bad_files.good_files(seed=7)
+    for name in [name for name in good if name.endswith((".png", ".dcm"))]:
+        upload = Upload(good[name], name)
+        height, width = read_image(upload).pixels.shape[:2]
+        with at_most(height * width):
+            read_image(upload)
+        with at_most(height * width - 1), pytest.raises(ImageReadError, match="more than the limit"):
+            read_image(upload)
 
 
 def test_the_corpus_is_reproducible(tmp_path: Path) -> None:

@@ -15,14 +15,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scanprior.data.readers.image import ImageData, describe_content, read_raster, signature
+from scanprior.data.readers.image import ImageData, at_most, describe_content, read_raster, signature
 from scanprior.data.readers.raw import RAW_BYTES, read_raw
+from scanprior.data.readers.source import Source, Upload, size_of
 from scanprior.errors import ImageReadError
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "RAW_SUFFIXES",
     "ImageData",
+    "Upload",
+    "at_most",
     "is_image_path",
     "looks_like_dicom",
     "mask_parts",
@@ -59,11 +62,13 @@ def looks_like_dicom(path: str | Path) -> bool:
         return False
 
 
-def read_image(path: str | Path, *, frame: int | None = None, min_size: int | None = None) -> ImageData:
+def read_image(
+    path: str | Path | Upload, *, frame: int | None = None, min_size: int | None = None
+) -> ImageData:
     """Read one image of any supported format; the content decides, not the suffix.
 
     Args:
-        path: PNG, JPEG, TIFF, BMP, DICOM, or a raw `.IMG` of the JSRT database.
+        path: PNG, JPEG, TIFF, BMP, DICOM, or a raw `.IMG` of the JSRT database; an `Upload` never touches a disk.
         frame: frame or page of a multi-frame file, 0 the first; None is 0.
         min_size: smallest side (pixels) that the caller needs; lets a JPEG be decoded at a reduced size whose
             shorter side is at least twice this. None decodes in full.
@@ -75,7 +80,7 @@ def read_image(path: str | Path, *, frame: int | None = None, min_size: int | No
     Raises:
         ImageReadError: for every file that is missing, damaged, unsafe or not an image.
     """
-    path = Path(path)
+    path = path if isinstance(path, Upload) else Path(path)
     if frame is not None and frame < 0:
         raise ImageReadError(str(path), f"frame {frame} asked for; frames count from 0")
     head = _head(path)
@@ -88,9 +93,9 @@ def read_image(path: str | Path, *, frame: int | None = None, min_size: int | No
             return read_raster(path, frame=frame, min_size=min_size)
         # Only a file that does not claim to be something else may be DICOM without a preamble.
         raw = path.suffix.lower() in RAW_SUFFIXES
-        if raw and path.stat().st_size == RAW_BYTES:
+        if raw and size_of(path) == RAW_BYTES:
             return read_raw(path)
-        if raw or path.suffix.lower() in DICOM_SUFFIXES or not is_image_path(path):
+        if raw or path.suffix.lower() in DICOM_SUFFIXES or path.suffix.lower() not in IMAGE_SUFFIXES:
             from scanprior.data.readers.dicom import may_lack_preamble
 
             if may_lack_preamble(head):
@@ -184,8 +189,15 @@ def _resolve(path: str, root: str | Path) -> Path:
     return Path(root) / path
 
 
-def _head(path: Path) -> bytes:
+def _head(path: Source) -> bytes:
     """Return a regular file's first 512 bytes."""
+    head = path.data[:512] if isinstance(path, Upload) else _head_of_file(path)
+    if not head:
+        raise ImageReadError(str(path), "the file is empty (0 bytes)")
+    return head
+
+
+def _head_of_file(path: Path) -> bytes:
     try:
         # A pipe or device would block for ever.
         mode = path.stat().st_mode
@@ -194,17 +206,14 @@ def _head(path: Path) -> bytes:
         if not stat.S_ISREG(mode):
             raise ImageReadError(str(path), "not a regular file")
         with path.open("rb") as stream:
-            head = stream.read(512)
+            return stream.read(512)
     except FileNotFoundError as error:
         raise ImageReadError(str(path), "no such file") from error
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise ImageReadError(str(path), f"cannot be opened ({error})") from error
-    if not head:
-        raise ImageReadError(str(path), "the file is empty (0 bytes)")
-    return head
 
 
-def _read_dicom(path: Path, frame: int | None) -> ImageData:
+def _read_dicom(path: Source, frame: int | None) -> ImageData:
     """Read DICOM; pydicom is imported only by those who need it."""
     from scanprior.data.readers.dicom import read_dicom
 

@@ -18,12 +18,13 @@ from pydicom import dcmread, uid
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import get_frame
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.filereader import read_file_meta_info
+from pydicom.filereader import read_dataset, read_preamble
 from pydicom.pixels.decoders.base import get_decoder
 
 from scanprior.data.readers import dicom_jpeg
 from scanprior.data.readers.dicom_display import DisplayError, full_range, grey_to_display, palette_to_rgb
 from scanprior.data.readers.image import MAX_SCANS, ImageData, check_size, squeeze_grey
+from scanprior.data.readers.source import Source, size_of
 from scanprior.errors import ImageReadError
 
 MAX_INFLATED = 1 << 29
@@ -132,7 +133,7 @@ def read_header(path: str | Path) -> DicomHeader:
         raise _unreadable(path, error) from error
 
 
-def read_dicom(path: str | Path, *, frame: int | None = None) -> ImageData:
+def read_dicom(path: str | Source, *, frame: int | None = None) -> ImageData:
     """Read one frame of a DICOM file as it is meant to be seen.
 
     Grey: modality table or rescale, first VOI table, else first window, else the range that `grey_to_display`
@@ -150,7 +151,7 @@ def read_dicom(path: str | Path, *, frame: int | None = None) -> ImageData:
     Raises:
         ImageReadError: when the file is damaged, has no image, or needs a decoder that is not there.
     """
-    path, place = Path(path), frame or 0
+    path, place = Path(path) if isinstance(path, str) else path, frame or 0
     try:
         with path.open("rb") as stream:
             dataset = _read_dataset(path, stream, pixels=True)
@@ -176,14 +177,14 @@ def may_lack_preamble(head: bytes) -> bool:
     return any(group in (2, 8) and element <= 0x18 for group, element in (little, big))
 
 
-def _read_dataset(path: Path, stream: BinaryIO, *, pixels: bool) -> FileDataset:
+def _read_dataset(path: Source, stream: BinaryIO, *, pixels: bool) -> FileDataset:
     """Read a dataset, with a known transfer syntax or none at all."""
     head = stream.read(132)
     stream.seek(0)
     if not has_preamble(head) and not may_lack_preamble(head):
         raise ImageReadError(str(path), "not a DICOM file")
     if has_preamble(head):
-        _check_deflated(path)
+        _check_deflated(path, stream)
     dataset = dcmread(stream, stop_before_pixels=not pixels, force=not has_preamble(head))
     if not has_preamble(head) and "SOPClassUID" not in dataset and "Modality" not in dataset:
         raise ImageReadError(str(path), "not a DICOM file (no preamble, and no SOP class or modality)")
@@ -195,9 +196,11 @@ def _read_dataset(path: Path, stream: BinaryIO, *, pixels: bool) -> FileDataset:
     return dataset
 
 
-def _check_deflated(path: Path) -> None:
+def _check_deflated(path: Source, stream: BinaryIO) -> None:
     """Refuse a deflated dataset that would inflate beyond `MAX_INFLATED`; pydicom sets no limit."""
-    meta = read_file_meta_info(path)
+    read_preamble(stream, force=False)
+    meta = read_dataset(stream, False, True, stop_when=lambda tag, *_: tag.group != 2)
+    stream.seek(0)
     if meta.get("TransferSyntaxUID") != uid.DeflatedExplicitVRLittleEndian:
         return
     if meta.get("FileMetaInformationGroupLength") is None:
@@ -211,7 +214,7 @@ def _check_deflated(path: Path) -> None:
             raise ImageReadError(str(path), f"the deflated dataset is larger than {MAX_INFLATED} bytes")
 
 
-def _check_image(path: Path, dataset: FileDataset, frame: int) -> None:
+def _check_image(path: Source, dataset: FileDataset, frame: int) -> None:
     """Refuse what can be refused from the header alone."""
     if not any(dataset.get(keyword) for keyword in _PIXEL_KEYWORDS):
         # Of a file that ends within compressed pixel data pydicom keeps nothing.
@@ -231,7 +234,7 @@ def _check_image(path: Path, dataset: FileDataset, frame: int) -> None:
         raise ImageReadError(str(path), f"SamplesPerPixel is {found}, but {photometric} has {samples}")
 
 
-def _decode(path: Path, dataset: FileDataset, frame: int) -> tuple[NDArray[Any], str]:
+def _decode(path: Source, dataset: FileDataset, frame: int) -> tuple[NDArray[Any], str]:
     """Return one frame's stored values (H, W[, 3]) and their photometric interpretation after decoding."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax not in _PLUGINS and syntax not in _NATIVE_SYNTAXES:
@@ -241,7 +244,7 @@ def _decode(path: Path, dataset: FileDataset, frame: int) -> tuple[NDArray[Any],
         if not element.is_undefined_length:
             raise ImageReadError(str(path), f"its pixel data is not encapsulated as {syntax.name} requires")
         # pydicom takes a file that lacks part of the 8 bytes that close the pixel data.
-        if (element.file_tell or 0) + len(element.value) + 8 > path.stat().st_size:
+        if (element.file_tell or 0) + len(element.value) + 8 > size_of(path):
             raise ImageReadError(str(path), "the file is truncated at the end of its pixel data")
         decoder = get_decoder(syntax)
         if _PLUGINS[syntax] not in decoder.available_plugins:
@@ -255,7 +258,7 @@ def _decode(path: Path, dataset: FileDataset, frame: int) -> tuple[NDArray[Any],
     return stored, str(properties["photometric_interpretation"])
 
 
-def _check_codestream(path: Path, dataset: FileDataset, syntax: uid.UID, frame: int) -> None:
+def _check_codestream(path: Source, dataset: FileDataset, syntax: uid.UID, frame: int) -> None:
     """Refuse a compressed frame whose own header disagrees with the dataset's, or that lacks its end.
 
     Decoders allocate by the codestream's size, and several return a picture for a truncated stream.
@@ -304,7 +307,7 @@ def _codestream_shape(data: bytes) -> tuple[int, int] | None:
 
 
 def _display(
-    path: Path, dataset: FileDataset, stored: NDArray[Any], photometric: str, frame: int
+    path: Source, dataset: FileDataset, stored: NDArray[Any], photometric: str, frame: int
 ) -> tuple[NDArray[Any], str]:
     """Return display pixels (H, W[, 3]) and how the grey range was found ("colour" for colour)."""
     if photometric in _GREY:
@@ -361,7 +364,7 @@ def _age_years(age: str | None) -> float | None:
     return round(int(match[1]) / {"Y": 1, "M": 12, "W": 52.1775, "D": 365.2425}[match[2]], 3)
 
 
-def _unreadable(path: Path, error: BaseException) -> ImageReadError:
+def _unreadable(path: Source, error: BaseException) -> ImageReadError:
     """Turn a library's error into ours."""
     if isinstance(error, FileNotFoundError):
         return ImageReadError(str(path), "no such file")

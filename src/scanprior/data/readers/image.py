@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from scanprior.data.readers.source import Source, size_of
 from scanprior.errors import ImageReadError
 
 MAX_PIXELS = 178_956_970
@@ -111,17 +114,31 @@ def describe_content(head: bytes) -> str:
     return "the content is of no known image format"
 
 
-def check_size(path: Path, height: int, width: int) -> None:
-    """Refuse an image without pixels or with more than `MAX_PIXELS` before it is decoded.
+_most_pixels = ContextVar("most pixels", default=MAX_PIXELS)
+
+
+@contextmanager
+def at_most(pixels: int) -> Iterator[None]:
+    """Refuse, within, images of more pixels than these; never more than `MAX_PIXELS`."""
+    token = _most_pixels.set(min(pixels, MAX_PIXELS))
+    try:
+        yield
+    finally:
+        _most_pixels.reset(token)
+
+
+def check_size(path: Source, height: int, width: int) -> None:
+    """Refuse an image without pixels or with more than are read (`at_most`) before it is decoded.
 
     Raises:
         ImageReadError: for either.
     """
+    most = _most_pixels.get()
     if height <= 0 or width <= 0:
         raise ImageReadError(str(path), f"the image has no pixels ({width} x {height})")
-    if height * width > MAX_PIXELS:
+    if height * width > most:
         raise ImageReadError(
-            str(path), f"its header claims {width} x {height} pixels, more than the limit of {MAX_PIXELS}"
+            str(path), f"its header claims {width} x {height} pixels, more than the limit of {most}"
         )
 
 
@@ -145,7 +162,7 @@ def stretch(values: NDArray[Any]) -> NDArray[np.uint16]:
     return np.rint(unit * 65535).astype(np.uint16)
 
 
-def read_raster(path: Path, *, frame: int | None = None, min_size: int | None = None) -> ImageData:
+def read_raster(path: Source, *, frame: int | None = None, min_size: int | None = None) -> ImageData:
     """Read a PNG, JPEG, TIFF, BMP or GIF file.
 
     Grey stays one channel, and three equal channels become one. Alpha is dropped, not composited: the
@@ -162,7 +179,7 @@ def read_raster(path: Path, *, frame: int | None = None, min_size: int | None = 
     Raises:
         ImageReadError: when the file is damaged, truncated, too large, empty or not such a file.
     """
-    if path.stat().st_size > MAX_FILE_BYTES:
+    if size_of(path) > MAX_FILE_BYTES:
         raise ImageReadError(str(path), f"the file is larger than {MAX_FILE_BYTES} bytes")
     data = path.read_bytes()
     try:
@@ -181,7 +198,7 @@ def read_raster(path: Path, *, frame: int | None = None, min_size: int | None = 
         raise ImageReadError(str(path), f"damaged or truncated image ({_first_line(error)})") from error
 
 
-def _check_structure(path: Path, data: bytes) -> None:
+def _check_structure(path: Source, data: bytes) -> None:
     """Refuse truncation and damage that Pillow would forgive, from the structure of the file alone."""
     kind = signature(data[:16])
     if kind == "PNG":
@@ -211,7 +228,7 @@ def _has_directory(data: bytes) -> bool:
     return bool(place + (8 + 20 * entries + 8 if big else 2 + 12 * entries + 4) <= len(data))
 
 
-def _check_parts(path: Path, tags: Any) -> None:
+def _check_parts(path: Source, tags: Any) -> None:
     """Refuse a TIFF with fewer strips or tiles than its size needs; Pillow leaves the rest black."""
     width, height = tags.get(256, 0), tags.get(257, 0)
     if 324 in tags:  # tiles, else strips
@@ -224,7 +241,7 @@ def _check_parts(path: Path, tags: Any) -> None:
         raise ImageReadError(str(path), f"it has fewer than the {needed} strips or tiles its size needs")
 
 
-def _check_rows(path: Path, image: Image.Image, data: bytes) -> None:
+def _check_rows(path: Source, image: Image.Image, data: bytes) -> None:
     """Refuse a PNG with fewer rows than its header says; Pillow leaves the rest black."""
     interlaced = data[28] != 0
     if not interlaced and np.asarray(image)[-1].any():
@@ -266,7 +283,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _decode(
-    path: Path, image: Image.Image, data: bytes, frame: int | None, min_size: int | None
+    path: Source, image: Image.Image, data: bytes, frame: int | None, min_size: int | None
 ) -> ImageData:
     """Check, decode and orient an opened image."""
     _seek(path, image, frame)
@@ -290,7 +307,7 @@ def _decode(
     return ImageData(squeeze_grey(_orient(pixels, orientation)), bits, meta, palette)
 
 
-def _seek(path: Path, image: Image.Image, frame: int | None) -> None:
+def _seek(path: Source, image: Image.Image, frame: int | None) -> None:
     """Go to a page of a multi-page file."""
     if not frame:
         return
@@ -304,7 +321,7 @@ def _seek(path: Path, image: Image.Image, frame: int | None) -> None:
 
 
 def _pixels(
-    path: Path, image: Image.Image, bits: int, *, white_is_zero: bool, unsigned: bool
+    path: Source, image: Image.Image, bits: int, *, white_is_zero: bool, unsigned: bool
 ) -> tuple[NDArray[Any], int]:
     """Return (H, W) or (H, W, 3) of uint8 or uint16 over the full range, and the bits of the source."""
     mode = image.mode

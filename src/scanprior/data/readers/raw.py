@@ -7,11 +7,10 @@ image database for chest radiographs with and without a lung nodule", AJR 2000;1
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from scanprior.data.readers.image import ImageData, squeeze_grey
+from scanprior.data.readers.source import Source, size_of
 from scanprior.errors import ImageReadError
 
 SIDE = 2048
@@ -22,7 +21,7 @@ _GREATEST = 4095
 _SPACING = 0.175
 
 
-def read_raw(path: Path) -> ImageData:
+def read_raw(path: Source) -> ImageData:
     """Read an image of the JSRT database as it is meant to be seen.
 
     Low stored values are bright, as in DICOM's MONOCHROME1: they are inverted, 4095 - v, and brought to the
@@ -35,8 +34,8 @@ def read_raw(path: Path) -> ImageData:
         ImageReadError: for another length, values above 12 bits, or a file that cannot be opened.
     """
     try:
-        data = path.read_bytes() if path.stat().st_size == RAW_BYTES else None
-        size = path.stat().st_size
+        size = size_of(path)
+        data = path.read_bytes() if size == RAW_BYTES else None
     except OSError as error:
         raise ImageReadError(str(path), f"cannot be opened ({error})") from error
     if data is None or len(data) != RAW_BYTES:
