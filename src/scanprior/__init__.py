@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _VERBS = (
     "check", "compare", "drift", "ensemble", "evaluate", "explain", "export", "finetune", "index", "prepare",
-    "predict", "pretrain", "probe", "report", "runs", "shift", "study",
+    "predict", "pretrain", "probe", "report", "runs", "serve", "shift", "study",
 )  # fmt: skip
 
 __all__ = ["__version__", *_VERBS]
@@ -24,6 +24,10 @@ def __getattr__(name: str) -> Any:
         from scanprior.studies import study
 
         return study
+    if name == "serve":
+        from scanprior.serving import serve
+
+        return serve
     if name in _VERBS:
         from scanprior import api
 

@@ -62,20 +62,29 @@ class ConformalSets:
             calibrate_findings(probabilities, truth, level, method, groups=patients, class_conditional=True),
         )
 
+    def members(self, probabilities: Floats) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return of (N, C) probabilities what is in the sets, and what of it cannot be decided.
+
+        Returns:
+            (N, C): classes that cannot be ruled out, or findings that are not absent; and (N, C): findings that may
+            be present or absent, none of classes.
+        """
+        if self.kind == "multiclass":
+            held = prediction_sets(probabilities, self.found[0], allow_empty=False)
+            return held, np.zeros_like(held)
+        each = finding_sets(probabilities, self.found, allow_empty=False)
+        return each[..., 1], each[..., 0] & each[..., 1]
+
     def named(self, probabilities: Floats, classes: Sequence[str]) -> list[str]:
         """Return the set of each of (N, C) probabilities in words.
 
         Of classes those that cannot be ruled out, joined by ``|``. Of findings those that are present, and with a
         question mark those that cannot be decided; empty = all are absent.
         """
-        if self.kind == "multiclass":
-            sets = prediction_sets(probabilities, self.found[0], allow_empty=False)
-            return ["|".join(name for name, held in zip(classes, row, strict=True) if held) for row in sets]
-        each = finding_sets(probabilities, self.found, allow_empty=False)
-        said = np.where(each.all(axis=2), "?", np.where(each[..., 1], "", "-"))
+        marked = [[name, f"{name}?"] for name in classes]
         return [
-            "|".join(name + mark for name, mark in zip(classes, row, strict=True) if mark != "-")
-            for row in said
+            "|".join(marked[n][int(open_[n])] for n in np.flatnonzero(held))
+            for held, open_ in zip(*self.members(probabilities), strict=True)
         ]
 
     def reasons(self, classes: Sequence[str]) -> list[str]:

@@ -144,7 +144,7 @@ class _Segmenting:
         row: dict[str, Any] = {"image": reading.reference, "error": reading.error}
         if maps is None or reading.original is None:
             return row
-        height, width = reading.original.shape[:2]
+        height, width = reading.height, reading.width
         masks = predicted_masks(self.model, maps, height, width, self.preprocessing)
         row |= {"height": height, "width": width}
         row |= {f"area:{name}": int(mask.sum()) for name, mask in masks.items()}
@@ -152,7 +152,7 @@ class _Segmenting:
             stem = self.names[reading.reference]
             row["mask"] = _save(self.output.folder, stem, masks, self.model.classes, self.output.form)
             if self.output.overlays:
-                save_overlay(self.output.folder / "overlays" / f"{stem}.png", reading.original, masks)
+                save_overlay(self.output.folder / "overlays" / f"{stem}.png", reading.original.pixels, masks)
                 row["overlay"] = f"overlays/{stem}.png"
         return row
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +11,7 @@ from scanprior.data.fitting import Pixels
 from scanprior.data.parallel import ordered_map
 from scanprior.data.paths import absolute_reference
 from scanprior.data.preprocessing import Form, Preprocessing, prepare_image
-from scanprior.data.readers import read_reference
+from scanprior.data.readers import ImageData, read_reference
 from scanprior.errors import ImageReadError
 
 
@@ -22,14 +22,37 @@ class Reading:
     Attributes:
         reference: what was read.
         fitted: (C, S, S) uint8 or uint16 in every form that was asked for; empty where it could not be read.
-        original: (H, W, 1 or 3) as decoded, where that was asked for.
+        original: as decoded, where that was asked for.
+        height, width: of the image in pixels; 0 where it could not be read.
+        frames: how many the file has, of which this is one.
         error: the reason why it could not be read.
     """
 
     reference: str
     fitted: Mapping[Form, Pixels]
-    original: Pixels | None = None
+    original: ImageData | None = None
+    height: int = 0
+    width: int = 0
+    frames: int = 1
     error: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        reference: str,
+        read: Callable[[], ImageData],
+        forms: Mapping[Form, Preprocessing],
+        originals: bool = False,
+    ) -> Reading:
+        """Read an image, once for all forms; what is wrong with it becomes the reading's error."""
+        try:
+            image = read()
+            fitted = {form: prepare_image(image, preprocessing) for form, preprocessing in forms.items()}
+        except ImageReadError as error:
+            return cls(reference, {}, error=error.reason)
+        height, width = image.pixels.shape[:2]
+        frames = int(image.meta.get("frames", 1))
+        return cls(reference, fitted, image if originals else None, height, width, frames)
 
 
 def read_all(
@@ -57,12 +80,7 @@ def read_all(
 
 def read_one(reference: str, forms: Mapping[Form, Preprocessing], originals: bool = False) -> Reading:
     """Read one image, once for all forms."""
-    try:
-        image = read_reference(absolute_reference(reference))
-        fitted = {form: prepare_image(image, preprocessing) for form, preprocessing in forms.items()}
-    except ImageReadError as error:
-        return Reading(reference, {}, error=error.reason)
-    return Reading(reference, fitted, image.pixels if originals else None)
+    return Reading.of(reference, lambda: read_reference(absolute_reference(reference)), forms, originals)
 
 
 def default_workers() -> int:

@@ -2,7 +2,7 @@
 
 from scanprior.cli.app import app, main
 
-from scanprior.cli import data, training, results, explanation, exporting, browsing, studies, about  # isort: skip  # the order of --help
+from scanprior.cli import data, training, results, explanation, exporting, serving, browsing, studies, about  # isort: skip  # the order of --help
 
 __all__ = [
     "about",
@@ -13,6 +13,7 @@ __all__ = [
     "exporting",
     "main",
     "results",
+    "serving",
     "studies",
     "training",
 ]

@@ -1,0 +1,108 @@
+"""Images of concurrent requests go through the network together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from contextlib import suppress
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+class Batches(Generic[Item, Answer]):
+    """Collects items until a batch is full, or nobody is known to bring more, or the first has waited long enough.
+
+    While a batch is computed the next one gathers, so that under load they fill by themselves; an item that comes
+    alone waits for nothing.
+
+    Args:
+        compute: gives an answer for each item of a batch; runs in ``executor``.
+        executor: with one thread, as a network is not to be used by several at a time.
+        size: items of a batch at most.
+        patience: seconds that the first item waits for those that are announced.
+        computed: is told the size of every batch and the seconds it took.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[Sequence[Item]], Sequence[Answer]],
+        executor: Executor,
+        *,
+        size: int,
+        patience: float = 0.02,
+        computed: Callable[[int, float], None] = lambda size, seconds: None,
+    ) -> None:
+        self._compute, self._executor, self.size = compute, executor, size
+        self._patience, self._computed = patience, computed
+        self._waiting: deque[tuple[Item, asyncio.Future[Answer]]] = deque()
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.expected = 0
+
+    def start(self) -> None:
+        """Begin to work, in the loop that runs."""
+        self._task = asyncio.get_running_loop().create_task(self._work())
+
+    async def close(self) -> None:
+        """Stop; whoever waits is cancelled."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        while self._waiting:
+            self._waiting.popleft()[1].cancel()
+
+    def announce(self) -> None:
+        """Say that an item is on its way; ``arrived`` must follow."""
+        self.expected += 1
+
+    def arrived(self) -> None:
+        """Say that an item that was announced is here, or will not come."""
+        self.expected -= 1
+        self._changed.set()
+
+    async def answer(self, item: Item) -> Answer:
+        """Return the answer for an item."""
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        self._changed.set()
+        return await future
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._gather()
+            taken = [self._waiting.popleft() for _ in range(min(self.size, len(self._waiting)))]
+            batch = [(item, future) for item, future in taken if not future.done()]  # some have gone away
+            if not batch:
+                continue
+            begun = loop.time()
+            try:
+                answers = await loop.run_in_executor(
+                    self._executor, self._compute, [item for item, _ in batch]
+                )
+            except Exception as error:
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            self._computed(len(batch), loop.time() - begun)
+            for (_, future), answer in zip(batch, answers, strict=True):
+                if not future.done():
+                    future.set_result(answer)
+
+    async def _gather(self) -> None:
+        """Wait until there is a batch to compute."""
+        while not self._waiting:
+            self._changed.clear()
+            await self._changed.wait()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._patience
+        while len(self._waiting) < self.size and self.expected and (left := end - loop.time()) > 0:
+            self._changed.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), left)

@@ -1,0 +1,114 @@
+"""Who may ask: everybody on this machine, or whoever has the token; and what every answer says of itself."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import logging
+import time
+from collections.abc import Collection
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from scanprior.serving.counting import Counts
+
+log = logging.getLogger("scanprior.serving")
+
+OPEN = ("/", "/health", "/page/")
+"""What needs no token: the page itself, which holds nothing, and whether the server lives."""
+
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether a name or address is of this machine alone."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class Guard:
+    """Checks and completes every request: host and token, headers, counts, a line in the log.
+
+    On loopback the ``Host`` of a request has to be loopback, too: otherwise a page of another site could have its
+    own name led here and read the answers. Elsewhere the token decides.
+
+    Args:
+        app: what answers.
+        token: that a request has to carry; None = none.
+        local: whether only requests to loopback are answered.
+        counts: what is counted.
+        routes: the paths that are counted by name.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, token: str | None, local: bool, counts: Counts, routes: Collection[str]
+    ) -> None:
+        self.app, self.counts, self.routes, self.local = app, counts, routes, local
+        self._token = None if token is None else token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun, status = time.monotonic(), 500
+
+        async def completed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            refusal = self._refusal(scope)
+            await (refusal or self.app)(scope, receive, completed)
+        finally:
+            path = scope["path"]
+            route = path if path in self.routes else "other"
+            seconds = time.monotonic() - begun
+            self.counts.requests.labels(route, str(status)).inc()
+            self.counts.seconds.labels(route).observe(seconds)
+            method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST") else "other"
+            log.info("%s %s %d %.3f s", method, route, status, seconds)
+
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        headers = Headers(scope=scope)
+        if self.local and not is_loopback(_host(headers.get("host", ""))):
+            return JSONResponse({"detail": "this server answers requests to localhost alone"}, 421)
+        path = scope["path"]
+        if self._token is None or path in OPEN or path.startswith("/page/"):
+            return None
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._token):
+            return None
+        return JSONResponse(
+            {"detail": "this server needs its token: Authorization: Bearer TOKEN"},
+            401,
+            {"WWW-Authenticate": "Bearer"},
+        )
+
+
+def _host(value: str) -> str:
+    """Return the name or address of a ``Host`` header, without its port."""
+    if value.startswith("["):
+        return value.partition("]")[0] + "]"
+    return value.partition(":")[0]

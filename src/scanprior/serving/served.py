@@ -1,0 +1,277 @@
+"""A run that answers: what it says of images that were read, as JSON values."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from scanprior.api.explanation import Explainer
+from scanprior.api.mask_results import predicted_masks
+from scanprior.api.models import load_predictor, load_segmenter
+from scanprior.api.prediction import named
+from scanprior.api.prediction_tables import thresholds_from, validation_predictions
+from scanprior.api.reading import Reading
+from scanprior.api.settings import EvaluationConfig
+from scanprior.api.trust import Trust
+from scanprior.data.preprocessing import Form, Preprocessing
+from scanprior.data.readers import ImageData
+from scanprior.data.transforms import to_input
+from scanprior.errors import RunError
+from scanprior.run import Run
+
+LONGEST = 1024
+"""Longest side of a map or a picture that is sent, in pixels."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a run says of one image.
+
+    Attributes:
+        said: JSON values.
+        pooled: (1, D) float32 features, by which similar cases are found; None = there are none.
+    """
+
+    said: dict[str, Any]
+    pooled: NDArray[np.float32] | None = None
+
+
+class Served(Protocol):
+    """A run that is loaded once and answers for as long as the server runs."""
+
+    name: str
+    run: Run
+    fingerprint: str
+    forms: Mapping[Form, Preprocessing]
+    kind: str
+    classes: Sequence[str]
+    explainer: Explainer | None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What distinguishes this run from others."""
+        ...
+
+    def __call__(self, readings: Sequence[Reading]) -> list[Answer]:
+        """Answer for images that were read without an error."""
+        ...
+
+    def similar(self, answer: Answer, count: int) -> list[dict[str, Any]]:
+        """Return the training images most like that of an answer."""
+        ...
+
+
+def open_served(path: str | Path, name: str) -> Served:
+    """Load a run.
+
+    Raises:
+        RunError: there is none, or it predicts nothing.
+    """
+    run = Run.open(path)
+    kind = run.card["kind"]
+    if kind == "segment":
+        return ServedSegmenter(run, name)
+    if kind != "classify":
+        raise RunError(f"{run.path}: a pretrained encoder predicts nothing; serve a fine-tuned run")
+    return ServedClassifier(run, name)
+
+
+class ServedClassifier:
+    """A classifier or an ensemble that answers."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        self.run, self.name, self.fingerprint = run, name, run.card_fingerprint()
+        self.predictor = load_predictor(run)
+        self.explainer: Explainer | None = Explainer(self.predictor)
+        self.trust = Trust.open(run)
+        self.forms: Mapping[Form, Preprocessing] = self.predictor.forms
+        self.kind: str = self.predictor.kind
+        self.classes: Sequence[str] = self.predictor.classes
+        self.points = self._operating_points()
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What distinguishes this run from others."""
+        trust = self.run.card.get("trust") or {}
+        assert self.explainer is not None
+        return {
+            "operating_points": self.points,
+            "coverage": _wanted_coverage(trust),
+            "false_alarms": (trust.get("outliers") or {}).get("false_alarms"),
+            "explain": self.explainer.methods,
+            "similar": self.trust.reference is not None,
+        }
+
+    def __call__(self, readings: Sequence[Reading]) -> list[Answer]:
+        """Answer for images that were read without an error."""
+        pixels = {form: np.stack([reading.fitted[form] for reading in readings]) for form in self.forms}
+        found = self.predictor.answers(pixels)
+        probabilities = self.predictor.combined(found.members)
+        columns = {
+            **named(self.predictor, probabilities),
+            **self.trust.columns(probabilities, found.descriptors),
+        }
+        sets = None if self.trust.sets is None else self.trust.sets.members(probabilities)
+        return [
+            Answer(self._said(row, columns, sets), found.pooled[row : row + 1])
+            for row in range(len(readings))
+        ]
+
+    def similar(self, answer: Answer, count: int) -> list[dict[str, Any]]:
+        """Return the training images most like that of an answer: their labels, likeness and thumbnails."""
+        reference = self.trust.reference
+        if reference is None or answer.pooled is None or not count:
+            return []
+        rows, alike = reference.similar(answer.pooled, count)
+        return [
+            {
+                "similarity": round(float(likeness), 4),
+                "labels": _labels(case),
+                "thumbnail": _data_uri(case.get("thumbnail"), "jpeg"),
+            }
+            for case, likeness in zip(reference.table.iloc[rows[0]].to_dict("records"), alike[0], strict=True)
+        ]
+
+    def _said(
+        self,
+        row: int,
+        columns: Mapping[str, NDArray[Any]],
+        sets: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None,
+    ) -> dict[str, Any]:
+        """Return what a row of the columns says."""
+        found = {name: float(columns[f"prob:{name}"][row]) for name in self.classes}
+        said: dict[str, Any] = {
+            "predicted": columns["predicted"][row] if "predicted" in columns else None,
+            "probabilities": found,
+            "above_operating_point": {n: found[n] >= point["value"] for n, point in self.points.items()},
+        }
+        if self.trust.temperature is not None:
+            said["calibrated"] = {name: float(columns[f"calibrated:{name}"][row]) for name in self.classes}
+        if sets is not None:
+            held, open_ = (np.flatnonzero(part[row]) for part in sets)
+            said["conformal_set"] = [self.classes[int(n)] for n in held]
+            said["undecided"] = [self.classes[int(n)] for n in open_]
+        if self.trust.reference is not None:
+            said["outlier"] = {
+                "score": float(columns["outlier_score"][row]),
+                "p": float(columns["outlier_p"][row]),
+                "flagged": bool(columns["outlier"][row]),
+            }
+        return said
+
+    def _operating_points(self) -> dict[str, dict[str, Any]]:
+        """Return the thresholds that the run chose on its validation images; none where it has no such images."""
+        settings = self.run.config().get("evaluation") or {}
+        config = EvaluationConfig.model_validate(settings)
+        if not (self.run.path / "predictions.parquet").is_file():
+            return {}
+        return thresholds_from(validation_predictions(self.run, self.predictor), self.predictor, config) or {}
+
+
+class ServedSegmenter:
+    """A segmenter that answers."""
+
+    explainer: Explainer | None = None
+
+    def __init__(self, run: Run, name: str) -> None:
+        self.run, self.name, self.fingerprint = run, name, run.card_fingerprint()
+        self.model, self.preprocessing = load_segmenter(run)
+        self.forms: Mapping[Form, Preprocessing] = {self.preprocessing.form: self.preprocessing}
+        self.kind = "segmentation"
+        self.classes: Sequence[str] = self.model.classes.names
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What distinguishes this run from others."""
+        return {
+            "operating_points": {},
+            "coverage": None,
+            "false_alarms": None,
+            "explain": [],
+            "similar": False,
+        }
+
+    def __call__(self, readings: Sequence[Reading]) -> list[Answer]:
+        """Answer for images that were read without an error."""
+        form = self.preprocessing.form
+        stored = np.stack([reading.fitted[form] for reading in readings])
+        maps = next(self.model.predict([to_input(torch.from_numpy(stored), self.preprocessing)])).numpy()
+        return [Answer({"masks": self._masks(*pair)}) for pair in zip(readings, maps, strict=True)]
+
+    def _masks(self, reading: Reading, probability: NDArray[np.float32]) -> dict[str, dict[str, Any]]:
+        masks = predicted_masks(self.model, probability, reading.height, reading.width, self.preprocessing)
+        return {
+            name: {"pixels": int(mask.sum()), "png": _png(Image.fromarray(mask))}
+            for name, mask in masks.items()
+        }
+
+    def similar(self, answer: Answer, count: int) -> list[dict[str, Any]]:
+        """Return nothing: no training images are kept."""
+        return []
+
+
+def explained(served: Served, image: ImageData, class_name: str | None, method: str) -> dict[str, Any]:
+    """Return where a run looks in an image, as a grey picture with 255 where it looks most."""
+    assert served.explainer is not None
+    found = served.explainer.explain([image], [class_name], method)[0][0]
+    plane = Image.fromarray(np.rint(found.saliency * 255).astype(np.uint8))
+    plane.thumbnail((LONGEST, LONGEST))
+    return {
+        "predicted": found.predicted,
+        "class": found.class_name,
+        "probability": found.probability,
+        "methods": list(dict.fromkeys(served.explainer.chosen(method))),
+        "saliency_png": _png(plane),
+    }
+
+
+def picture(image: ImageData) -> tuple[bytes, int, int, int]:
+    """Return an image to look at: (bytes, height, width, channels), 16-bit little-endian, no side above ``LONGEST``.
+
+    Of grey images all the bits are kept, so that the viewer can choose another window.
+    """
+    pixels = image.pixels
+    sixteen = pixels.astype(np.uint16) * 257 if pixels.dtype == np.uint8 else pixels
+    height, width = sixteen.shape[:2]
+    scale = min(1.0, LONGEST / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    if scale < 1:
+        planes = [
+            np.asarray(Image.fromarray(plane.astype(np.float32)).resize(size, Image.Resampling.BOX))
+            for plane in np.moveaxis(sixteen, 2, 0)
+        ]
+        sixteen = np.rint(np.stack(planes, 2)).clip(0, 65535).astype(np.uint16)
+    return sixteen.astype("<u2").tobytes(), size[1], size[0], sixteen.shape[2]
+
+
+def _labels(case: Mapping[str, Any]) -> list[str]:
+    """Return the labels of a training image in words: its class, or its findings."""
+    if "label" in case:
+        return [] if case["label"] is None else [str(case["label"])]
+    return [str(name) for name, value in case.items() if name != "thumbnail" and value == 1]
+
+
+def _wanted_coverage(trust: Mapping[str, Any]) -> float | None:
+    thresholds = (trust.get("sets") or {}).get("thresholds") or []
+    return thresholds[0].get("level") if thresholds else None
+
+
+def _png(image: Image.Image) -> str:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def _data_uri(data: object, kind: str) -> str | None:
+    if not isinstance(data, bytes):
+        return None
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

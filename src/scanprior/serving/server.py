@@ -1,0 +1,196 @@
+"""``serve``: runs behind HTTP, on this machine alone unless there is a token."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from scanprior.engine import Reporter
+from scanprior.errors import ConfigError, DataError
+from scanprior.serving.app import Service, create_app
+from scanprior.serving.guard import is_loopback
+from scanprior.serving.limits import Limits
+from scanprior.serving.served import Served, open_served
+
+LEAST_TOKEN = 16
+"""Characters of a token."""
+
+TOKEN_VARIABLE = "SCANPRIOR_TOKEN"
+
+_HEAD_SECONDS = 15
+"""That the head of a request may take to arrive."""
+
+
+def serve(
+    runs: str | Path | Sequence[str | Path],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token: str | None = None,
+    folder: str | Path | None = None,
+    limits: Limits | None = None,
+    workers: int | None = None,
+    certificate: str | Path | None = None,
+    key: str | Path | None = None,
+    reporter: Reporter | None = None,
+) -> None:
+    """Answer images over HTTP until the process is asked to end (SIGINT, SIGTERM); requests under way are finished.
+
+    Nothing that is sent is written to a disk; neither images nor names of files are logged.
+
+    Args:
+        runs: fine-tuned runs and ensembles; the first answers where a request names none.
+        host: address to listen on; others than loopback need a token.
+        port: to listen on; 0 = any that is free.
+        token: that every request has to carry; None = that of the variable ``SCANPRIOR_TOKEN``, if any.
+        folder: of runs and studies that the page lists with their reports; None = none.
+        limits: what a request may ask for.
+        workers: processes that decode; None = one or half the cores.
+        certificate, key: files for HTTPS.
+        reporter: is told where the server is.
+
+    Raises:
+        ConfigError: another host than loopback without a token, a short token, a certificate without its key.
+        RunError: a run that predicts nothing.
+        DataError: the port is taken, or the folder is not there.
+    """
+    reporter = reporter or Reporter()
+    token = checked_token(os.environ.get(TOKEN_VARIABLE) if token is None else token)
+    local = is_loopback(host)
+    if not local and token is None:
+        raise ConfigError(
+            f"--host {host}: others could reach the server, so it needs a token; set {TOKEN_VARIABLE} or give "
+            f"--token-file (at least {LEAST_TOKEN} characters), or stay with 127.0.0.1"
+        )
+    if (certificate is None) != (key is None):
+        raise ConfigError("--certificate and --key belong together; give both or none")
+    if folder is not None and not Path(folder).is_dir():
+        raise DataError(f"--runs {folder}: there is no such folder")
+    service = Service(
+        open_all(runs, reporter),
+        limits or Limits(),
+        workers=workers,
+        folder=None if folder is None else Path(folder),
+    )
+    app = create_app(service, token=token, local=local)
+    listening = _listen(host, port)
+    scheme = "http" if certificate is None else "https"
+    if not local and certificate is None:
+        reporter.note(
+            "the token and the images travel unencrypted; give --certificate and --key, or use a proxy"
+        )
+    shown = f"[{host}]" if ":" in host else host
+    reporter.note(f"serving on {scheme}://{shown}:{listening.getsockname()[1]}")
+    with listening:
+        uvicorn.Server(configuration(app, certificate, key)).run(sockets=[listening])
+
+
+def open_all(runs: str | Path | Sequence[str | Path], reporter: Reporter) -> dict[str, Served]:
+    """Load runs, each under a name of its own."""
+    paths = [runs] if isinstance(runs, (str, Path)) else list(runs)
+    if not paths:
+        raise ConfigError("no run to serve; name at least one")
+    served: dict[str, Served] = {}
+    for path in paths:
+        stem = Path(path).resolve().name
+        name, number = stem, 2
+        while name in served:
+            name, number = f"{stem}-{number}", number + 1
+        reporter.note(f"loading {path}")
+        served[name] = open_served(path, name)
+    return served
+
+
+def checked_token(token: str | None) -> str | None:
+    """Return a token that will do.
+
+    Raises:
+        ConfigError: it is short, or holds what no header can carry.
+    """
+    if token is None:
+        return None
+    if len(token) < LEAST_TOKEN:
+        raise ConfigError(
+            f"the token has {len(token)} characters; give at least {LEAST_TOKEN}, for example of "
+            "python -c 'import secrets; print(secrets.token_urlsafe())'"
+        )
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigError("the token holds blanks, or other characters than ASCII; choose another")
+    return token
+
+
+def configuration(
+    app: FastAPI, certificate: str | Path | None = None, key: str | Path | None = None
+) -> uvicorn.Config:
+    """Return how the application is served: nothing logged but what is ours, heads of requests that arrive in time."""
+    return uvicorn.Config(
+        app,
+        http=_Protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level=logging.ERROR,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=60,
+        ssl_certfile=certificate,
+        ssl_keyfile=None if key is None else str(key),
+    )
+
+
+class _Protocol(H11Protocol):
+    """HTTP/1.1 that hangs up on whoever takes too long over the head of a request."""
+
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+        super().connection_lost(exc)
+
+    def _wait_for_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+        self._head_timer = self.loop.call_later(_HEAD_SECONDS, self._hang_up)
+
+    def _hang_up(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:  # else the head is here, and is being answered
+            self.transport.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises:
+        DataError: it cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listening.close()
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"--host {host} --port {port}: {reason.lower()}; choose another") from None
+    listening.listen(2048)
+    return listening

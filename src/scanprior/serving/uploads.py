@@ -1,0 +1,137 @@
+"""Files of a request, held in memory: never on a disk, never more than is allowed, never for ever."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+
+from fastapi import HTTPException, Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+
+from scanprior.data.readers import IMAGE_SUFFIXES, Upload
+from scanprior.serving.limits import Limits
+
+FIELD = "files"
+"""Name of the multipart field."""
+
+BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": [FIELD],
+                    "properties": {
+                        FIELD: {
+                            "type": "array",
+                            "items": {"type": "string", "format": "binary"},
+                            "description": "DICOM, PNG, JPEG, TIFF or BMP files, one or many",
+                        }
+                    },
+                }
+            }
+        },
+    }
+}
+"""The body of a request in the description of the interface."""
+
+
+class Desk:
+    """Receives the files of requests, and knows how much of them is held."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.held = 0
+
+    async def receive(self, request: Request, most: int | None = None) -> list[Upload]:
+        """Return the files of a multipart request.
+
+        Names of files are not kept: of each only its suffix, and only that of an image.
+
+        Args:
+            request: the request.
+            most: files, if fewer than ``limits.files``.
+
+        Raises:
+            HTTPException: 408 if it arrives too slowly, 413 if it is too large, 415 if it is no multipart form, 400
+                or 422 if it is no good one.
+        """
+        kind = request.headers.get("content-type", "")
+        if kind.partition(";")[0].strip().lower() != "multipart/form-data":
+            raise HTTPException(
+                415, f"send the files as multipart/form-data in the field {FIELD!r}, not as {kind[:80]!r}"
+            )
+        if _announced(request, 0) > self.limits.upload_bytes:
+            raise self._too_large()
+        most = min(most or self.limits.files, self.limits.files)
+        parser = MultiPartParser(
+            request.headers, self._counted(request), max_files=most, max_fields=8, max_part_size=4096
+        )
+        parser.spool_max_size = self.limits.upload_bytes + 1  # beyond which Python would write to a disk
+        try:
+            async with asyncio.timeout(self.limits.upload_seconds):
+                form = await parser.parse()
+        except TimeoutError:
+            raise HTTPException(
+                408, f"the upload takes longer than {self.limits.upload_seconds} seconds"
+            ) from None
+        except MultiPartException as error:
+            what = f"at most {most} files are taken at a time" if "Too many files" in error.message else None
+            raise HTTPException(413 if what else 400, what or "the multipart form is damaged") from None
+        except ClientDisconnect:
+            raise HTTPException(400, "the upload was cut off") from None
+        try:
+            return self._files(form.multi_items())
+        finally:
+            await form.close()
+
+    def _files(self, items: list[tuple[str, UploadFile | str]]) -> list[Upload]:
+        found = [value for name, value in items if name == FIELD and isinstance(value, UploadFile)]
+        if not found:
+            raise HTTPException(422, f"no file in the field {FIELD!r} of the form")
+        return [Upload(file.file.read(), f"image{_suffix(file.filename)}") for file in found]
+
+    async def _counted(self, request: Request) -> AsyncGenerator[bytes, None]:
+        total = 0
+        async for chunk in request.stream():
+            total += len(chunk)
+            if total > self.limits.upload_bytes:
+                raise self._too_large()
+            yield chunk
+
+    @contextmanager
+    def room_for(self, request: Request) -> Iterator[None]:
+        """Hold room for a request; it gets as much as it announces, or else as much as it may have.
+
+        Raises:
+            HTTPException: 429 if there is none.
+        """
+        size = min(_announced(request, self.limits.upload_bytes), self.limits.upload_bytes)
+        if self.held + size > self.limits.memory_mb * 1_000_000:
+            raise HTTPException(429, "too many uploads at a time; try again", {"Retry-After": "1"})
+        self.held += size
+        try:
+            yield
+        finally:
+            self.held -= size
+
+    def _too_large(self) -> HTTPException:
+        return HTTPException(
+            413, f"the request is larger than {self.limits.upload_mb} MB", {"Connection": "close"}
+        )
+
+
+def _suffix(name: str | None) -> str:
+    suffix = PurePosixPath(name or "").suffix.lower()
+    return suffix if suffix in IMAGE_SUFFIXES else ""
+
+
+def _announced(request: Request, unknown: int) -> int:
+    """Return the length that a request announces."""
+    text = request.headers.get("content-length", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else unknown
