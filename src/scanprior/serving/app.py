@@ -25,7 +25,7 @@ from scanprior.serving import pages, schema
 from scanprior.serving.batching import Batches
 from scanprior.serving.counting import Counts
 from scanprior.serving.decoding import Decoders
-from scanprior.serving.guard import Guard
+from scanprior.serving.guard import COOKIE, Guard, is_session, session_of
 from scanprior.serving.limits import Limits
 from scanprior.serving.served import Answer, Served, explained, picture
 from scanprior.serving.uploads import BODY, Desk
@@ -48,6 +48,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 ModelName = Annotated[str | None, Query(max_length=200, description="of /models; default the first")]
+Each = Annotated[bool, Query(description="answer 200 with each file's error, even if not one could be read")]
 Frame = Annotated[int | None, Query(ge=0, le=100_000, description="of a file of several, from 0")]
 
 
@@ -82,6 +83,7 @@ class Service:
         limits = self.limits
         self._thread = ThreadPoolExecutor(1, "network")  # one at a time uses the networks
         self._decoders = Decoders(self._workers, limits.pixels, limits.read_seconds)
+        await self._decoders.start()
         self._batches: dict[str, Batches[Reading, Answer]] = {}
         for name, served in self.served.items():
             self._batches[name] = Batches(
@@ -236,6 +238,7 @@ def create_app(service: Service, *, token: str | None = None, local: bool = True
     app.add_exception_handler(ConfigError, _wrong_choice)
     _answering(app, service)
     _telling(app, service)
+    _entering(app, token)
     pages.add_pages(app, service.folder)
     app.add_middleware(
         Guard,
@@ -256,12 +259,13 @@ def _answering(app: FastAPI, service: Service) -> None:
         model: ModelName = None,
         frame: Frame = None,
         similar: Annotated[int, Query(ge=0, le=20, description="training images shown beside each")] = 0,
+        each: Each = False,
     ) -> Response:
         """Say what is to be seen in images: probabilities, sets, how unlike the training images they are; or masks."""
         served = service.model(model)
         with service.desk.room_for(request):
             uploads = await service.desk.receive(request)
-            return _results(served, await service.predict(served, uploads, frame, similar))
+            return _results(served, await service.predict(served, uploads, frame, similar), each)
 
     @app.post("/explain", response_model=schema.Explanations, responses=_REFUSALS, openapi_extra=BODY)
     async def explain(
@@ -335,6 +339,27 @@ def _telling(app: FastAPI, service: Service) -> None:
         return Response(service.counts.text(), media_type=CONTENT_TYPE_LATEST)
 
 
+def _entering(app: FastAPI, token: str | None) -> None:
+    """Add the routes by which the page knows whether it is let in, and keeps that it was."""
+
+    @app.get("/session", include_in_schema=False)
+    async def session(request: Request) -> dict[str, bool]:
+        return {"entered": token is None or is_session(request.cookies.get(COOKIE, ""), token)}
+
+    @app.post("/session", status_code=204, include_in_schema=False)
+    async def enter(request: Request) -> Response:
+        response = Response(status_code=204)
+        if token is not None:
+            response.set_cookie(
+                COOKIE,
+                session_of(token),
+                httponly=True,
+                samesite="strict",
+                secure=request.url.scheme == "https",
+            )
+        return response
+
+
 def _about(served: Served) -> dict[str, Any]:
     card = served.run.card
     return {
@@ -349,9 +374,12 @@ def _about(served: Served) -> dict[str, Any]:
     }
 
 
-def _results(served: Served, results: list[dict[str, Any]]) -> JSONResponse:
-    """Return results; where there is nothing but errors, the request is one that could not be processed."""
-    failed = all(result["error"] is not None for result in results)
+def _results(served: Served, results: list[dict[str, Any]], each: bool = False) -> JSONResponse:
+    """Return results; where there is nothing but errors, the request is one that could not be processed.
+
+    Unless ``each`` file's error is an answer to whoever asks.
+    """
+    failed = not each and all(result["error"] is not None for result in results)
     body = {
         "model": served.name,
         "fingerprint": served.fingerprint,

@@ -26,8 +26,13 @@ class Decoders:
     """
 
     def __init__(self, workers: int, pixels: int, seconds: float) -> None:
-        self.pixels, self.seconds = pixels, seconds
+        self.pixels, self.seconds, self._workers = pixels, seconds, workers
         self._pool = ProcessPool(workers, context=worker_context(), initializer=end_with_parent)
+
+    async def start(self) -> None:
+        """Start the processes, which takes seconds, before the first upload needs one."""
+        starting = [self._pool.schedule(_ready) for _ in range(self._workers)]
+        await asyncio.gather(*map(asyncio.wrap_future, starting))
 
     async def read(
         self,
@@ -63,6 +68,10 @@ class Decoders:
 
 def _refused(reason: str) -> Reading:
     return Reading("", {}, error=reason)
+
+
+def _ready() -> None:
+    """Do nothing, in a process that has started."""
 
 
 def _decode(

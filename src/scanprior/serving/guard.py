@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import ipaddress
 import logging
@@ -9,6 +10,7 @@ import time
 from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,8 +18,8 @@ from scanprior.serving.counting import Counts
 
 log = logging.getLogger("scanprior.serving")
 
-OPEN = ("/", "/health", "/page/")
-"""What needs no token: the page itself, which holds nothing, and whether the server lives."""
+OPEN = ("/", "/health", "/session")
+"""What may be read without a token, as may the files of the page: nothing of the runs is in it."""
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
@@ -30,6 +32,20 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+
+
+COOKIE = "scanprior"
+"""By which the links of the page are allowed; a browser sends it to this server and for its own pages alone."""
+
+
+def session_of(token: str) -> str:
+    """Return the value of the cookie that stands for a token; the token cannot be read from it."""
+    return hmac.new(token.encode(), b"scanprior session", hashlib.sha256).hexdigest()
+
+
+def is_session(cookie: str, token: str) -> bool:
+    """Say whether a cookie stands for a token, in a time that tells nothing of either."""
+    return hmac.compare_digest(cookie.encode(), session_of(token).encode())
 
 
 def is_loopback(host: str) -> bool:
@@ -60,7 +76,7 @@ class Guard:
         self, app: ASGIApp, *, token: str | None, local: bool, counts: Counts, routes: Collection[str]
     ) -> None:
         self.app, self.counts, self.routes, self.local = app, counts, routes, local
-        self._token = None if token is None else token.encode()
+        self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -94,11 +110,14 @@ class Guard:
         headers = Headers(scope=scope)
         if self.local and not is_loopback(_host(headers.get("host", ""))):
             return JSONResponse({"detail": "this server answers requests to localhost alone"}, 421)
-        path = scope["path"]
-        if self._token is None or path in OPEN or path.startswith("/page/"):
+        path, asking = scope["path"], scope["method"] in ("GET", "HEAD")
+        if self._token is None or path.startswith("/page/") or (path in OPEN and asking):
             return None
         kind, _, given = headers.get("authorization", "").partition(" ")
-        if kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._token):
+        if kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._token.encode()):
+            return None
+        cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
+        if path != "/session" and is_session(cookie, self._token):
             return None
         return JSONResponse(
             {"detail": "this server needs its token: Authorization: Bearer TOKEN"},

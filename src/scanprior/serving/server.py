@@ -6,7 +6,8 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def serve(
     shown = f"[{host}]" if ":" in host else host
     reporter.note(f"serving on {scheme}://{shown}:{listening.getsockname()[1]}")
     with listening:
-        uvicorn.Server(configuration(app, certificate, key)).run(sockets=[listening])
+        _Server(configuration(app, certificate, key)).run(sockets=[listening])
 
 
 def open_all(runs: str | Path | Sequence[str | Path], reporter: Reporter) -> dict[str, Served]:
@@ -147,6 +148,17 @@ def configuration(
         ssl_certfile=certificate,
         ssl_keyfile=None if key is None else str(key),
     )
+
+
+class _Server(uvicorn.Server):
+    """A server that ends without complaint when it was asked to."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take the signals that ask for an end as such, and as nothing more once it has ended."""
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()
 
 
 class _Protocol(H11Protocol):
