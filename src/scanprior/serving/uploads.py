@@ -121,9 +121,7 @@ class Desk:
             self.held -= size
 
     def _too_large(self) -> HTTPException:
-        return HTTPException(
-            413, f"the request is larger than {self.limits.upload_mb} MB", {"Connection": "close"}
-        )
+        return HTTPException(413, f"the request is larger than {self.limits.upload_mb} MB")
 
 
 def _suffix(name: str | None) -> str:
