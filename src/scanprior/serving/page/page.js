@@ -176,6 +176,7 @@ async function choose(number) {
   $("detail-title").textContent = item.file.name;
   showVerdict(item.result);
   showSimilar(item.result);
+  $("explain-part").hidden = !model().explain.length;
   $("frame-part").hidden = !(item.result.frames > 1);
   $("frame").max = item.result.frames;
   $("frame").value = item.frame;
@@ -261,7 +262,6 @@ function showSimilar(result) {
 async function explain() {
   const item = state.items[state.chosen];
   const about = model();
-  $("explain-part").hidden = !about.explain.length;
   if (!about.explain.length || !view.picture) return;
   const asked = { class: $("class").value, method: $("method").value };
   const key = JSON.stringify([state.chosen, item.frame, asked]);
