@@ -9,6 +9,7 @@ from __future__ import annotations
 NAMES = (
     "startup", "reading", "corruption", "drifts", "bootstrap", "surfaces", "mae_step", "guidance",
     "masked_convnext", "selective_scan", "features", "finetuning", "pretraining", "segmentation", "studies", "export",
+    "predicting", "serving",
     "memory",
 )  # fmt: skip
 """The benchmarks, in the order they run."""
