@@ -95,9 +95,24 @@ def finetune(
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def whole_gmml(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A pretraining that was left alone."""
+    return pretrain(phantoms, tmp_path_factory.mktemp("whole") / "gmml", "gmml")
+
+
+@pytest.fixture(scope="module")
+def whole_tuned(phantoms: Path, pretrained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A fine-tuning that was left alone."""
+    return finetune(phantoms, tmp_path_factory.mktemp("whole") / "tuned", pretrained)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_killed_pretraining_resumes_bit_equal(phantoms: Path, tmp_path: Path, name: str) -> None:
-    whole = pretrain(phantoms, tmp_path / "whole", name)
+def test_a_killed_pretraining_resumes_bit_equal(
+    phantoms: Path, tmp_path: Path, name: str, request: pytest.FixtureRequest
+) -> None:
+    made = name == "gmml"
+    whole = request.getfixturevalue("whole_gmml") if made else pretrain(phantoms, tmp_path / "whole", name)
     killed = tmp_path / "killed"
     assert in_process(lambda: pretrain(phantoms, killed, name, kill=5)) == -signal.SIGKILL
     assert not Run.finished(killed)
@@ -106,30 +121,28 @@ def test_a_killed_pretraining_resumes_bit_equal(phantoms: Path, tmp_path: Path, 
     assert [row["step"] for row in rows] == list(range(1, 8))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing_over_a_kill(
-    phantoms: Path, pretrained: Run, tmp_path: Path, workers: int
-) -> None:
-    whole = pretrain(phantoms, tmp_path / "whole", "gmml")
+def test_workers_change_nothing_over_a_kill(phantoms: Path, whole_gmml: Run, tmp_path: Path) -> None:
     killed = tmp_path / "killed"
-    assert in_process(lambda: pretrain(phantoms, killed, "gmml", kill=3, workers=workers)) == -signal.SIGKILL
-    assert_same_weights(whole, pretrain(phantoms, killed, "gmml", resume=True, workers=3 - workers))
-    tuned = finetune(phantoms, tmp_path / "tuned", pretrained)
-    helped = finetune(phantoms, tmp_path / "helped", pretrained, workers=workers)
-    assert_same_weights(tuned, helped)
+    assert in_process(lambda: pretrain(phantoms, killed, "gmml", kill=3, workers=1)) == -signal.SIGKILL
+    assert_same_weights(whole_gmml, pretrain(phantoms, killed, "gmml", resume=True, workers=2))
+
+
+def test_workers_change_nothing_of_a_finetuning(
+    phantoms: Path, pretrained: Run, whole_tuned: Run, tmp_path: Path
+) -> None:
+    assert_same_weights(whole_tuned, finetune(phantoms, tmp_path / "helped", pretrained, workers=2))
 
 
 @pytest.mark.parametrize("step", [1, 4, 6])
 def test_a_killed_finetuning_resumes_bit_equal(
-    phantoms: Path, pretrained: Run, tmp_path: Path, step: int
+    phantoms: Path, pretrained: Run, whole_tuned: Run, tmp_path: Path, step: int
 ) -> None:
-    whole = finetune(phantoms, tmp_path / "whole", pretrained)
     killed = tmp_path / "killed"
     assert in_process(lambda: finetune(phantoms, killed, pretrained, kill=step)) == -signal.SIGKILL
     resumed = finetune(phantoms, killed, pretrained, resume=True)
-    assert_same_weights(whole, resumed)
-    assert resumed.card["training"]["selected_step"] == whole.card["training"]["selected_step"]
-    tables = [(run.path / "evaluations" / "test.json").read_text() for run in (whole, resumed)]
+    assert_same_weights(whole_tuned, resumed)
+    assert resumed.card["training"]["selected_step"] == whole_tuned.card["training"]["selected_step"]
+    tables = [(run.path / "evaluations" / "test.json").read_text() for run in (whole_tuned, resumed)]
     assert tables[0] == tables[1]
 
 

@@ -106,6 +106,7 @@ def command(recipe: Path, out: Path) -> list[str]:
     return [sys.executable, "-c", program, "study", str(recipe), "--out", str(out), "--workers", "2"]
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_study_killed_and_restarted_ends_with_the_same_results(tmp_path: Path) -> None:
     recipe = written(FULL, tmp_path / "full.yaml")
     whole = study(recipe, out=tmp_path / "whole", workers=2)
@@ -253,6 +254,7 @@ def check_values(results: dict[str, Any], folder: Path) -> None:
     assert used and not used & set(elsewhere["image"])
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_run_that_fails_is_named_and_tried_again(tmp_path: Path) -> None:
     first = changed(lambda tree: tree["tasks"]["screening"].update(labels=["all"]))
     study(written(first, tmp_path / "first.yaml"), out=tmp_path / "first", workers=1)
