@@ -11,8 +11,9 @@ from PIL import Image
 
 from api.conftest import FINETUNING
 from scanprior import api
+from scanprior.api.outlier_detection import chosen_rows
 from scanprior.api.reference import Reference, thumbnail
-from scanprior.api.trust import Trust, chosen_rows
+from scanprior.api.trust import Trust
 from scanprior.evaluation import apply_temperature, fit_temperature
 from scanprior.run import Run
 

@@ -190,3 +190,16 @@ def test_a_frozen_encoder_stays() -> None:
     model(batch("binary"))["loss"].backward()
     assert all(p.grad is None for p in model.encoder.parameters()) and not model.encoder.training
     assert model.layer_depth("head.weight") == 0 < model.layer_depth("encoder.net.blocks.0.attn.qkv.weight")
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
+def test_an_answer_is_the_prediction_with_its_features(kind: str) -> None:
+    model = Segmenter(encoder(), classes(kind), SegmentConfig(width=4))
+    images = batch(kind)["views"][0]
+    maps, features = model.answer(images)
+    (predicted,) = model.predict([images])
+    np.testing.assert_array_equal(maps, predicted.numpy())
+    with torch.no_grad():
+        torch.testing.assert_close(features.pooled, model.encoder(images).pooled, rtol=0, atol=0)
+    total = maps.sum(1)
+    assert np.allclose(total, 1, atol=1e-5) if kind == "multiclass" else total.max() < model.classes.channels

@@ -210,7 +210,7 @@ class Classification(Work):
     def write_results(
         self, run: Run, module: nn.Module, preprocessing: Preprocessing, reporter: Reporter
     ) -> None:
-        """Predict validation and test images, and evaluate."""
+        """Predict validation and test images, evaluate, and fit what says when not to rely on the run."""
         assert isinstance(module, Classifier)
         predictor = Predictor.of(module, preprocessing, self.features)
         evaluate_splits(run, self.images, predictor, self.config.evaluation, reporter)

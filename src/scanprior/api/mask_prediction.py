@@ -9,16 +9,17 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from scanprior.api.mask_predictor import MaskPredictor
 from scanprior.api.mask_results import predicted_masks
 from scanprior.api.models import augmentation_of, load_segmenter
-from scanprior.api.prediction_rows import TABLES, PredictionRows, parts_of, save_table, worked
+from scanprior.api.outlier_detection import COLUMNS, OutlierDetector
+from scanprior.api.prediction_rows import TABLES, PredictionRows, parts_of, save_table, spread, worked
 from scanprior.api.reading import Reading, read_all
 from scanprior.data.paths import split_reference
-from scanprior.data.transforms import Augmentation, augment, to_input
+from scanprior.data.transforms import Augmentation
 from scanprior.engine import Reporter
 from scanprior.errors import ConfigError, DataError
 from scanprior.reporting.overlays import save_overlay
@@ -75,7 +76,7 @@ def predict_masks(
 
     Returns:
         A table with ``image``, ``mask`` and ``overlay`` (paths relative to the output), ``height``, ``width``,
-        ``area:CLASS`` (pixels of the original image) and ``error``.
+        ``area:CLASS`` (pixels of the original image), what ``OutlierDetector.columns`` adds, and ``error``.
     """
     work = _Segmenting(run, file_names(references), output, tta)
     request = {
@@ -85,8 +86,7 @@ def predict_masks(
     rows = PredictionRows(
         None if output is None else parts_of(output.folder), request, resume=resume, reporter=reporter
     )
-    forms = {work.preprocessing.form: work.preprocessing}
-    readings = read_all(references[rows.done :], forms, workers=workers, originals=True)
+    readings = read_all(references[rows.done :], work.predictor.forms, workers=workers, originals=True)
     for table in worked(readings, work, batch_size, reporter):
         rows.add(table)
         reporter.counted(rows.done, len(references), "images predicted")
@@ -101,52 +101,39 @@ class _Segmenting:
     """Makes rows, and files of masks, of images that were read."""
 
     def __init__(self, run: Run, names: dict[str, str], output: MaskOutput | None, views: int) -> None:
-        self.model, self.preprocessing = load_segmenter(run)
+        self.model, preprocessing = load_segmenter(run)
+        self.predictor = MaskPredictor(self.model, preprocessing, view_augmentation(run, views))
+        self.detector = OutlierDetector.open(run)
         self.names, self.output, self.views = names, output, views
-        self.augmentation = view_augmentation(run, views)
-        areas = [f"area:{name}" for name in self.model.classes.names]
-        self.columns = ["image", "mask", "overlay", "height", "width", *areas, "error"]
+        self.whole = ["height", "width", *(f"area:{name}" for name in self.model.classes.names)]
+        unlike = COLUMNS if self.detector is not None else ()
+        self.columns = ["image", "mask", "overlay", *self.whole, *unlike, "error"]
 
     def __call__(self, readings: Sequence[Reading]) -> pd.DataFrame:
-        shown = [reading for reading in readings if reading.error is None]
-        maps = iter(self._maps(shown)) if shown else iter(())
-        rows = [self._row(each, None if each.error is not None else next(maps)) for each in readings]
-        table = pd.DataFrame(rows).reindex(columns=self.columns)
-        whole = self.columns[3:-1]
-        table[whole] = table[whole].astype("Int64")
+        good = np.flatnonzero([reading.error is None for reading in readings]).astype(np.int64)
+        rows: list[dict[str, Any]] = [{"image": each.reference, "error": each.error} for each in readings]
+        said: dict[str, NDArray[Any]] = {}
+        if len(good):
+            pixels = {
+                form: np.stack([readings[n].fitted[form] for n in good]) for form in self.predictor.forms
+            }
+            answers = self.predictor.answers(pixels, self.views)
+            for n, maps in zip(good, answers.maps, strict=True):
+                rows[n] |= self._measured(readings[n], maps)
+            said = {} if self.detector is None else self.detector.columns(answers.descriptors)
+        table = pd.DataFrame(rows).assign(
+            **{name: spread(values, good, len(readings)) for name, values in said.items()}
+        )
+        table = table.reindex(columns=self.columns)
+        table[self.whole] = table[self.whole].astype("Int64")
         return table
 
-    def _maps(self, shown: Sequence[Reading]) -> NDArray[np.float32]:
-        """Return the probabilities (B, channels, S, S) of images, of several views the mean."""
-        stored = np.stack([reading.fitted[self.preprocessing.form] for reading in shown])
-        images = to_input(torch.from_numpy(stored), self.preprocessing)
-        whole = next(self.model.predict([images])).numpy()
-        for view in range(1, self.views + 1):
-            whole = whole + self._view(stored, view)
-        return np.asarray(whole / (self.views + 1))
-
-    def _view(self, stored: NDArray[Any], view: int) -> NDArray[np.float32]:
-        """Return the probabilities of a view of the images, mirrored back; views take turns in mirroring."""
-        mirrored = tuple(
-            axis
-            for axis, share in ((3, self.augmentation.hflip), (2, self.augmentation.vflip))
-            if share > 0 and (view if axis == 3 else view // 2) % 2
-        )
-        upright = self.augmentation.model_copy(update={"hflip": 0.0, "vflip": 0.0})
-        turned = np.ascontiguousarray(np.flip(stored, mirrored))
-        places = np.full(len(stored), view, dtype=np.int64)
-        images = augment(
-            turned, upright, self.preprocessing, seed=0, purpose="test-time views", positions=places
-        )
-        return np.flip(next(self.model.predict([images])).numpy(), mirrored)
-
-    def _row(self, reading: Reading, maps: NDArray[np.float32] | None) -> dict[str, Any]:
-        row: dict[str, Any] = {"image": reading.reference, "error": reading.error}
-        if maps is None or reading.original is None:
-            return row
+    def _measured(self, reading: Reading, maps: NDArray[np.float32]) -> dict[str, Any]:
+        """Return the size of an image and of its masks, and write these."""
+        assert reading.original is not None
         height, width = reading.height, reading.width
-        masks = predicted_masks(self.model, maps, height, width, self.preprocessing)
-        row |= {"height": height, "width": width}
+        masks = predicted_masks(self.model, maps, height, width, self.predictor.preprocessing)
+        row: dict[str, Any] = {"height": height, "width": width}
         row |= {f"area:{name}": int(mask.sum()) for name, mask in masks.items()}
         if self.output is not None:
             stem = self.names[reading.reference]

@@ -20,6 +20,7 @@ from scanprior.api.prediction_rows import (
     parts_of,
     save_features,
     save_table,
+    spread,
     worked,
 )
 from scanprior.api.predictor import Predictor
@@ -70,7 +71,7 @@ def predict(
     Returns:
         A table with ``image``, ``predicted`` (multi-class), ``prob:CLASS`` columns, what ``Trust.columns`` adds, and
         ``error``; of a segmentation run ``image``, ``mask``, ``overlay``, ``height``, ``width``, ``area:CLASS`` in
-        pixels and ``error``.
+        pixels, what ``OutlierDetector.columns`` adds, and ``error``.
 
     Raises:
         DataError: a path that does not exist, no image found, or a place that cannot be written to.
@@ -132,8 +133,8 @@ class _Classifying:
             answers = model.answers(pixels, self.views)
             probabilities = model.combined(answers.members)
             made = {**named(model, probabilities), **self.trust.columns(probabilities, answers.descriptors)}
-            columns |= {name: _spread(values, good, len(readings)) for name, values in made.items()}
-            vectors = _spread(answers.pooled, good, len(readings)) if self.features else None
+            columns |= {name: spread(values, good, len(readings)) for name, values in made.items()}
+            vectors = spread(answers.pooled, good, len(readings)) if self.features else None
         elif self.features:
             width = sum(member.model.encoder.dim for member in model.members)
             vectors = np.full((len(readings), width), np.nan, np.float32)
@@ -155,15 +156,6 @@ def named(model: Predictor, probabilities: Floats) -> dict[str, NDArray[Any]]:
     if model.kind == "multiclass":
         made["predicted"] = np.asarray(model.classes, dtype=object)[probabilities.argmax(axis=1)]
     return made | {f"prob:{name}": probabilities[:, n] for n, name in enumerate(model.classes)}
-
-
-def _spread(values: NDArray[Any], rows: NDArray[np.int64], count: int) -> NDArray[Any]:
-    """Put the values of some rows where they belong among ``count``; the others are missing."""
-    numbers = np.issubdtype(values.dtype, np.number)
-    kind = values.dtype if numbers else np.dtype(object)  # words and truth values have a None
-    whole = np.full((count, *values.shape[1:]), np.nan if numbers else None, dtype=kind)
-    whole[rows] = values
-    return whole
 
 
 def _check_table(out: Path | None, features: str | Path | None) -> None:

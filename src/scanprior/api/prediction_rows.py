@@ -134,6 +134,15 @@ def parts_of(out: Path) -> Path:
     return out.with_name(out.name + ".parts")
 
 
+def spread(values: NDArray[Any], rows: NDArray[np.int64], count: int) -> NDArray[Any]:
+    """Put the values of some rows where they belong among ``count``; the others are missing."""
+    numbers = np.issubdtype(values.dtype, np.number)
+    kind = values.dtype if numbers else np.dtype(object)  # words and truth values have a None
+    whole = np.full((count, *values.shape[1:]), np.nan if numbers else None, dtype=kind)
+    whole[rows] = values
+    return whole
+
+
 def worked(
     readings: Iterator[Reading], work: Callable[[list[Reading]], Made], size: int, reporter: Reporter
 ) -> Iterator[Made]:

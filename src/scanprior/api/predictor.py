@@ -10,18 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from scanprior.api.embeddings import Embedder, Embeddings, Rows
 from scanprior.api.features import StoredFeatures
 from scanprior.api.sources import Images
 from scanprior.data.fitting import Pixels
-from scanprior.data.readers import ImageData
-from scanprior.data.transforms import Augmentation, Form, Preprocessing, augment, prepare_image, to_input
-from scanprior.encoders import descriptor
+from scanprior.data.transforms import Augmentation, Form, Preprocessing, augment, to_input
 from scanprior.errors import ConfigError
 from scanprior.evaluation import Combination
 from scanprior.tasks.classify import Classifier
 
 Floats = NDArray[np.float64]
-Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -44,21 +42,17 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What the members say of B images.
+class Answers(Embeddings):
+    """What the members say of B images, and what their encoders make of them.
 
     Attributes:
         members: (K, B, classes) probabilities.
-        pooled: (B, D) float32, the members' pooled features side by side.
-        descriptors: (B, E) float32, the members' ``descriptor`` side by side.
     """
 
     members: Floats
-    pooled: NDArray[np.float32]
-    descriptors: NDArray[np.float32]
 
 
-class Predictor:
+class Predictor(Embedder):
     """One classifier, or an ensemble of several; whoever predicts with it need not know.
 
     Args:
@@ -78,6 +72,7 @@ class Predictor:
         combination: Combination | None = None,
         classes: Sequence[str] | None = None,
     ) -> None:
+        super().__init__([(member.model.encoder, member.preprocessing) for member in members])
         self.members, self.combination = list(members), combination
         first = self.members[0].model
         self.classes, self.kind = list(classes or first.classes), first.kind
@@ -90,28 +85,6 @@ class Predictor:
     ) -> Predictor:
         """Return a single classifier as a predictor, with the kept features of its frozen encoder if it has any."""
         return cls([Member(model, preprocessing, features=features)])
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """What the first member expects."""
-        return self.members[0].preprocessing
-
-    @property
-    def forms(self) -> dict[Form, Preprocessing]:
-        """The forms in which the members need an image; most often one for all."""
-        found: dict[Form, Preprocessing] = {}
-        for member in self.members:
-            found.setdefault(member.preprocessing.form, member.preprocessing)
-        return found
-
-    @property
-    def further_forms(self) -> list[Form]:
-        """The forms beside that of the first member."""
-        return list(self.forms)[1:]
-
-    def fitted(self, image: ImageData) -> dict[Form, Pixels]:
-        """Return a decoded image in every form: (C, S, S)."""
-        return {form: prepare_image(image, preprocessing) for form, preprocessing in self.forms.items()}
 
     def of_members(self, pixels: Mapping[Form, Pixels]) -> Floats:
         """Return the probabilities (K, B, classes) of each member; ``pixels`` as for ``answers``."""
@@ -129,7 +102,7 @@ class Predictor:
             views: so many augmented views of every image are predicted too, and the probabilities averaged. The
                 views are drawn from the augmentation of the training and are the same for all images.
         """
-        made, pooled, descriptors = [], [], []
+        made, seen = [], []
         for member, order in zip(self.members, self._orders, strict=True):
             stored, pre = pixels[member.preprocessing.form], member.preprocessing
             found, features = member.model.answer(to_input(torch.from_numpy(stored), pre))
@@ -137,9 +110,9 @@ class Predictor:
             for view in range(1, views + 1):
                 whole += member.model.predict([_view(stored, view, member)])
             made.append(whole[:, order] / (views + 1))
-            pooled.append(features.pooled.float().cpu().numpy())
-            descriptors.append(descriptor(features).cpu().numpy())
-        return Answers(np.stack(made), np.concatenate(pooled, axis=1), np.concatenate(descriptors, axis=1))
+            seen.append(Embeddings.of(features))
+        together = Embeddings.joined(seen, axis=1)
+        return Answers(together.pooled, together.descriptors, np.stack(made))
 
     def check_views(self, views: int) -> None:
         """See that there are views to predict.
@@ -173,10 +146,6 @@ class Predictor:
             part = rows[start : start + batch_size]
             made.append(self.of_members(self.stored(images, part)))
         return np.concatenate(made, axis=1)
-
-    def stored(self, images: Images, rows: Rows) -> dict[Form, Pixels]:
-        """Return the stored images at ``rows`` in every form."""
-        return {form: images.stored_as(form).read(rows) for form in self.forms}
 
 
 def _view(stored: Pixels, view: int, member: Member) -> Tensor:

@@ -9,7 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from scanprior.api.mask_predictor import MaskPredictor
 from scanprior.api.mask_results import evaluate_stored_masks, predicted_maps
+from scanprior.api.outlier_detection import keep_reference
 from scanprior.api.settings import FinetuneConfig
 from scanprior.api.sources import Images
 from scanprior.api.work import Rows, Work
@@ -91,8 +93,18 @@ class Segmentation(Work):
     def write_results(
         self, run: Run, module: nn.Module, preprocessing: Preprocessing, reporter: Reporter
     ) -> None:
-        """Measure and evaluate the masks of the test images; without any, of the validation images, and named so."""
+        """Evaluate the masks of the test images, without any of the validation images; keep what tells outliers."""
         assert isinstance(module, Segmenter)
+        self._evaluate(run, module, preprocessing, reporter)
+        notes: list[str] = []
+        predictor = MaskPredictor(module, preprocessing)
+        outliers = keep_reference(run, self.images, predictor, self.train, [], self.config.trust, notes)
+        run.card["trust"] = {"outliers": outliers, "notes": notes}
+
+    def _evaluate(
+        self, run: Run, module: Segmenter, preprocessing: Preprocessing, reporter: Reporter
+    ) -> None:
+        """Measure and evaluate the masks of the test images; without any, of the validation images, and named so."""
         split = "test" if self.masks.has[self.images.rows("test")].any() else "val"
         if not self.masks.has[self.images.rows(split)].any():
             return

@@ -1,4 +1,4 @@
-"""When not to rely on a run: its calibration, its conformal sets, and what it was trained on.
+"""When not to rely on a classifier: its calibration, its conformal sets, and what it was trained on.
 
 All three are made after the training, from images that were not trained on, and stay with the run; ``predict``, the
 server and the report show them.
@@ -11,17 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from scanprior import keyed
 from scanprior.api.conformal_sets import ConformalSets
+from scanprior.api.outlier_detection import COLUMNS, OutlierDetector, keep_reference
 from scanprior.api.prediction_tables import certain, validation_predictions
 from scanprior.api.predictor import Predictor
-from scanprior.api.reference import Reference, thumbnails, unit
 from scanprior.api.settings import TrustConfig
 from scanprior.api.sources import Images
-from scanprior.evaluation import OutlierScore, apply_temperature, fit_temperature, truth_matrix
+from scanprior.evaluation import apply_temperature, fit_temperature, truth_matrix
 from scanprior.evaluation.combination import log_loss
 from scanprior.run import Run
 from scanprior.tasks.heads import Kind
@@ -41,30 +39,27 @@ class Trust:
         classes, kind: of the run.
         temperature: by which the log-odds are divided for calibrated probabilities; None = not known.
         sets: the conformal sets; None = not known.
-        reference: the training images that are kept; None = none are.
-        threshold: score above which an image is called an outlier.
+        detector: of images that are unlike the training images; None = nothing is kept of these.
     """
 
     classes: Sequence[str]
     kind: Kind
     temperature: float | None
     sets: ConformalSets | None
-    reference: Reference | None
-    threshold: float
+    detector: OutlierDetector | None
 
     @classmethod
     def open(cls, run: Run) -> Trust:
         """Read what a run holds; runs of before hold nothing, and say nothing."""
         kept = run.card.get("trust") or {}
         task = run.card["task"]
-        temperature, sets, outliers = (kept.get(name) for name in ("temperature", "sets", "outliers"))
+        temperature, sets = kept.get("temperature"), kept.get("sets")
         return cls(
             task["classes"],
             task["kind"],
             None if temperature is None else float(temperature["value"]),
             None if sets is None else ConformalSets.of_card(sets),
-            None if outliers is None else Reference.open(run),
-            float("inf") if outliers is None else float(outliers["threshold"] or np.inf),
+            OutlierDetector.open(run),
         )
 
     @property
@@ -72,7 +67,7 @@ class Trust:
         """The columns that ``columns`` adds to a table of predictions."""
         calibrated = [f"calibrated:{name}" for name in self.classes] if self.temperature else []
         sets = ["conformal_set"] if self.sets is not None else []
-        outliers = ["outlier_score", "outlier_p", "outlier"] if self.reference is not None else []
+        outliers = COLUMNS if self.detector is not None else ()
         return [*calibrated, *sets, *outliers]
 
     def columns(self, probabilities: Floats, descriptors: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
@@ -83,9 +78,8 @@ class Trust:
             descriptors: (B, E), see ``Answers``.
 
         Returns:
-            ``calibrated:CLASS`` probabilities; ``conformal_set``, see ``ConformalSets.named``; ``outlier_score``, see
-            ``OutlierScore.scores``, ``outlier_p``, how rare such a score is among validation images, and ``outlier``,
-            whether it is above the run's threshold.
+            ``calibrated:CLASS`` probabilities; ``conformal_set``, see ``ConformalSets.named``; and what
+            ``OutlierDetector.columns`` says.
         """
         made: dict[str, NDArray[Any]] = {}
         if self.temperature is not None:
@@ -93,11 +87,8 @@ class Trust:
             made |= {f"calibrated:{name}": calibrated[:, n] for n, name in enumerate(self.classes)}
         if self.sets is not None:
             made["conformal_set"] = np.asarray(self.sets.named(probabilities, self.classes), dtype=object)
-        if self.reference is not None:
-            scores = self.reference.outliers.scores(descriptors)
-            made["outlier_score"] = scores
-            made["outlier_p"] = self.reference.outliers.p_values(scores)
-            made["outlier"] = scores > self.threshold
+        if self.detector is not None:
+            made |= self.detector.columns(descriptors)
         return made
 
 
@@ -113,8 +104,8 @@ def assess(run: Run, images: Images, model: Predictor, train: Rows, config: Trus
     """
     section: dict[str, Any] = {"notes": []}
     section |= _fitted(run, model, config, section["notes"])
-    val = images.rows("val")
-    section["outliers"] = _keep_reference(run, images, model, train, val, config, section["notes"])
+    labels = ["label"] if model.kind == "multiclass" else model.classes
+    section["outliers"] = keep_reference(run, images, model, train, labels, config, section["notes"])
     return section
 
 
@@ -147,61 +138,3 @@ def _fitted(run: Run, model: Predictor, config: TrustConfig, notes: list[str]) -
         "temperature": {"value": value, "images": len(truth), "log_loss": [before, after]},
         "sets": sets.card(),
     }
-
-
-def _keep_reference(
-    run: Run,
-    images: Images,
-    model: Predictor,
-    train: Rows,
-    val: Rows,
-    config: TrustConfig,
-    notes: list[str],
-) -> dict[str, Any] | None:
-    """Keep the features of some training images, and what is far from them."""
-    rows = chosen_rows(train, config.reference_images)
-    if len(rows) < 8:
-        notes.append(f"{len(rows)} training images are kept: too few to tell outliers (8 are needed)")
-        return None
-    trained, looked = (_looked_at(images, model, part) for part in (rows, val))
-    score = OutlierScore.fit(trained[1], looked[1])
-    columns = ["label"] if model.kind == "multiclass" else list(model.classes)
-    frame = images.frame.iloc[rows]
-    table = pd.DataFrame({name: frame[name].to_numpy() for name in columns if name in frame})
-    table["thumbnail"] = thumbnails(images.store.read, rows) if config.thumbnails else None
-    Reference(score, unit(trained[0]), table).save(run.path)
-    threshold = score.threshold(config.false_alarms)
-    if not np.isfinite(threshold):
-        notes.append(
-            f"{len(val)} validation images: too few for {config.false_alarms:.0%} false alarms, so no image is called "
-            f"an outlier ({int(np.ceil(1 / config.false_alarms)) - 1} are needed)"
-        )
-    return {
-        "score": "mahalanobis",
-        "false_alarms": config.false_alarms,
-        "threshold": threshold if np.isfinite(threshold) else None,
-        "reference_images": len(rows),
-        "validation_images": len(val),
-    }
-
-
-def chosen_rows(train: Rows, most: int) -> Rows:
-    """Return the rows whose features are kept: all, or as many as are wanted, drawn the same way every time."""
-    if len(train) <= most:
-        return train
-    draws = keyed.uniform(keyed.key(0, "reference images"), train, 1)[:, 0]
-    return np.sort(train[np.argsort(draws, kind="stable")[:most]])
-
-
-def _looked_at(
-    images: Images, model: Predictor, rows: Rows
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return pooled features and descriptors of stored images."""
-    pooled, descriptors = [], []
-    for start in range(0, len(rows), 64):
-        found = model.answers(model.stored(images, rows[start : start + 64]))
-        pooled.append(found.pooled)
-        descriptors.append(found.descriptors)
-    if not pooled:
-        return np.zeros((0, 1), np.float32), np.zeros((0, 1), np.float32)
-    return np.concatenate(pooled), np.concatenate(descriptors)

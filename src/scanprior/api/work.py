@@ -84,7 +84,7 @@ class Work(ABC):
     def write_results(
         self, run: Run, module: nn.Module, preprocessing: Preprocessing, reporter: Reporter
     ) -> None:
-        """Predict validation and test images, and evaluate."""
+        """Predict validation and test images, evaluate, and keep what says when not to rely on the run."""
 
     def selecting(self) -> str | None:
         """Return the validation metric whose best step is kept, greater is better; None = the last step."""

@@ -119,8 +119,7 @@ class SegmenterGraph(Graph):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return probabilities (B, channels, S, S) float32 of pixels (B, C, H, W), S the network's size."""
-        logits = self.model.logits(self.put_in(images)).float()
-        return logits.softmax(1) if self.model.classes.kind == "multiclass" else logits.sigmoid()
+        return self.model.probabilities(self.model.logits(self.put_in(images)))
 
 
 def combined(logits: Sequence[Tensor], combination: Combination, kind: Kind) -> Tensor:

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from scanprior.api.explanation import Explainer
+from scanprior.api.mask_predictor import MaskPredictor
 from scanprior.api.mask_results import predicted_masks
 from scanprior.api.models import load_predictor, load_segmenter
+from scanprior.api.outlier_detection import OutlierDetector
 from scanprior.api.prediction import named
 from scanprior.api.prediction_tables import thresholds_from, validation_predictions
 from scanprior.api.reading import Reading
 from scanprior.api.settings import EvaluationConfig
 from scanprior.api.trust import Trust
+from scanprior.data.fitting import Pixels
 from scanprior.data.preprocessing import Form, Preprocessing
 from scanprior.data.readers import ImageData
-from scanprior.data.transforms import to_input
 from scanprior.errors import RunError
 from scanprior.run import Run
 
@@ -106,15 +107,14 @@ class ServedClassifier:
         return {
             "operating_points": self.points,
             "coverage": _wanted_coverage(trust),
-            "false_alarms": (trust.get("outliers") or {}).get("false_alarms"),
+            "false_alarms": _false_alarms(self.run),
             "explain": self.explainer.methods,
-            "similar": self.trust.reference is not None,
+            "similar": self.trust.detector is not None,
         }
 
     def __call__(self, readings: Sequence[Reading]) -> list[Answer]:
         """Answer for images that were read without an error."""
-        pixels = {form: np.stack([reading.fitted[form] for reading in readings]) for form in self.forms}
-        found = self.predictor.answers(pixels)
+        found = self.predictor.answers(_pixels(readings, self.forms))
         probabilities = self.predictor.combined(found.members)
         columns = {
             **named(self.predictor, probabilities),
@@ -128,18 +128,7 @@ class ServedClassifier:
 
     def similar(self, answer: Answer, count: int) -> list[dict[str, Any]]:
         """Return the training images most like that of an answer: their labels, likeness and thumbnails."""
-        reference = self.trust.reference
-        if reference is None or answer.pooled is None or not count:
-            return []
-        rows, alike = reference.similar(answer.pooled, count)
-        return [
-            {
-                "similarity": round(float(likeness), 4),
-                "labels": _labels(case),
-                "thumbnail": _data_uri(case.get("thumbnail"), "jpeg"),
-            }
-            for case, likeness in zip(reference.table.iloc[rows[0]].to_dict("records"), alike[0], strict=True)
-        ]
+        return _similar(self.trust.detector, answer, count)
 
     def _said(
         self,
@@ -160,13 +149,7 @@ class ServedClassifier:
             held, open_ = (np.flatnonzero(part[row]) for part in sets)
             said["conformal_set"] = [self.classes[int(n)] for n in held]
             said["undecided"] = [self.classes[int(n)] for n in open_]
-        if self.trust.reference is not None:
-            said["outlier"] = {
-                "score": float(columns["outlier_score"][row]),
-                "p": float(columns["outlier_p"][row]),
-                "flagged": bool(columns["outlier"][row]),
-            }
-        return said
+        return said | _outlier(columns, row)
 
     def _operating_points(self) -> dict[str, dict[str, Any]]:
         """Return the thresholds that the run chose on its validation images; none where it has no such images."""
@@ -184,10 +167,11 @@ class ServedSegmenter:
 
     def __init__(self, run: Run, name: str) -> None:
         self.run, self.name, self.fingerprint = run, name, run.card_fingerprint()
-        self.model, self.preprocessing = load_segmenter(run)
-        self.forms: Mapping[Form, Preprocessing] = {self.preprocessing.form: self.preprocessing}
+        self.predictor = MaskPredictor(*load_segmenter(run))
+        self.detector = OutlierDetector.open(run)
+        self.forms: Mapping[Form, Preprocessing] = self.predictor.forms
         self.kind = "segmentation"
-        self.classes: Sequence[str] = self.model.classes.names
+        self.classes: Sequence[str] = self.predictor.model.classes.names
 
     @property
     def about(self) -> dict[str, Any]:
@@ -195,28 +179,33 @@ class ServedSegmenter:
         return {
             "operating_points": {},
             "coverage": None,
-            "false_alarms": None,
+            "false_alarms": _false_alarms(self.run),
             "explain": [],
-            "similar": False,
+            "similar": self.detector is not None,
         }
 
     def __call__(self, readings: Sequence[Reading]) -> list[Answer]:
         """Answer for images that were read without an error."""
-        form = self.preprocessing.form
-        stored = np.stack([reading.fitted[form] for reading in readings])
-        maps = next(self.model.predict([to_input(torch.from_numpy(stored), self.preprocessing)])).numpy()
-        return [Answer({"masks": self._masks(*pair)}) for pair in zip(readings, maps, strict=True)]
+        found = self.predictor.answers(_pixels(readings, self.forms))
+        columns = {} if self.detector is None else self.detector.columns(found.descriptors)
+        return [
+            Answer(
+                {"masks": self._masks(reading, maps), **_outlier(columns, row)}, found.pooled[row : row + 1]
+            )
+            for row, (reading, maps) in enumerate(zip(readings, found.maps, strict=True))
+        ]
 
     def _masks(self, reading: Reading, probability: NDArray[np.float32]) -> dict[str, dict[str, Any]]:
-        masks = predicted_masks(self.model, probability, reading.height, reading.width, self.preprocessing)
+        model, preprocessing = self.predictor.model, self.predictor.preprocessing
+        masks = predicted_masks(model, probability, reading.height, reading.width, preprocessing)
         return {
             name: {"pixels": int(mask.sum()), "png": _png(Image.fromarray(mask))}
             for name, mask in masks.items()
         }
 
     def similar(self, answer: Answer, count: int) -> list[dict[str, Any]]:
-        """Return nothing: no training images are kept."""
-        return []
+        """Return the training images most like that of an answer: their likeness and thumbnails."""
+        return _similar(self.detector, answer, count)
 
 
 def explained(served: Served, image: ImageData, class_name: str | None, method: str) -> dict[str, Any]:
@@ -253,11 +242,51 @@ def picture(image: ImageData) -> tuple[bytes, int, int, int]:
     return sixteen.astype("<u2").tobytes(), size[1], size[0], sixteen.shape[2]
 
 
+def _pixels(readings: Sequence[Reading], forms: Iterable[Form]) -> dict[Form, Pixels]:
+    """Return the images (B, C, S, S) in every form."""
+    return {form: np.stack([reading.fitted[form] for reading in readings]) for form in forms}
+
+
+def _outlier(columns: Mapping[str, NDArray[Any]], row: int) -> dict[str, Any]:
+    """Return how unlike the training images a row of the columns is; nothing where the run cannot say how rare."""
+    if "outlier" not in columns or np.isnan(columns["outlier_p"][row]):
+        return {}
+    return {
+        "outlier": {
+            "score": float(columns["outlier_score"][row]),
+            "p": float(columns["outlier_p"][row]),
+            "flagged": bool(columns["outlier"][row]),
+        }
+    }
+
+
+def _similar(detector: OutlierDetector | None, answer: Answer, count: int) -> list[dict[str, Any]]:
+    """Return the training images most like that of an answer, where the run keeps something of them."""
+    if detector is None or answer.pooled is None or not count:
+        return []
+    reference = detector.reference
+    rows, alike = reference.similar(answer.pooled, count)
+    return [
+        {
+            "similarity": round(float(likeness), 4),
+            "labels": _labels(case),
+            "thumbnail": _data_uri(case.get("thumbnail"), "jpeg"),
+        }
+        for case, likeness in zip(reference.table.iloc[rows[0]].to_dict("records"), alike[0], strict=True)
+    ]
+
+
 def _labels(case: Mapping[str, Any]) -> list[str]:
     """Return the labels of a training image in words: its class, or its findings."""
     if "label" in case:
         return [] if case["label"] is None else [str(case["label"])]
     return [str(name) for name, value in case.items() if name != "thumbnail" and value == 1]
+
+
+def _false_alarms(run: Run) -> float | None:
+    """Return the wanted share of images like the training's that are flagged; None where the run flags none."""
+    outliers = (run.card.get("trust") or {}).get("outliers") or {}
+    return None if outliers.get("threshold") is None else float(outliers["false_alarms"])
 
 
 def _wanted_coverage(trust: Mapping[str, Any]) -> float | None:

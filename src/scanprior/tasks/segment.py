@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from scanprior.config import Config
 from scanprior.data.masks import MaskValues, shown_values
-from scanprior.encoders import Encoder, layers_of, sample_positions
+from scanprior.encoders import Encoder, Features, layers_of, sample_positions
 from scanprior.errors import ConfigError, DataError
 from scanprior.tasks.decoders import make_decoder
 
@@ -196,7 +196,16 @@ class Segmenter(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """Map normalised images (B, C, S, S) to logits (B, channels, S, S)."""
-        return self.head(self.decoder(images, self.encoder(images)))  # type: ignore[no-any-return]
+        return self.logits_of(images, self.encoder(images))
+
+    def logits_of(self, images: Tensor, features: Features) -> Tensor:
+        """Map images (B, C, S, S) and what the encoder makes of them to logits (B, channels, S, S)."""
+        return self.head(self.decoder(images, features))  # type: ignore[no-any-return]
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Turn logits (B, channels, S, S) into probabilities float32."""
+        logits = logits.float()
+        return logits.softmax(1) if self.classes.kind == "multiclass" else logits.sigmoid()
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return ``loss``, the mean over images of Dice loss and cross-entropy, and the mean Dice of the batch.
@@ -252,5 +261,12 @@ class Segmenter(nn.Module):
         device = next(self.parameters()).device
         self.eval()
         for images in batches:
-            logits = self.logits(images.to(device)).float()
-            yield (logits.softmax(1) if self.classes.kind == "multiclass" else logits.sigmoid()).cpu()
+            yield self.probabilities(self.logits(images.to(device))).cpu()
+
+    @torch.no_grad()
+    def answer(self, images: Tensor) -> tuple[NDArray[np.float32], Features]:
+        """Return probabilities (B, channels, S, S) of normalised images, and the features they are made of."""
+        self.eval()
+        images = images.to(self.table.device)
+        features = self.encoder(images)
+        return self.probabilities(self.logits_of(images, features)).cpu().numpy(), features
