@@ -109,7 +109,7 @@ def test_maps_and_features_are_of_one_pass_of_the_encoder(segmented: Run, phanto
     pd.testing.assert_frame_equal(views[UNLIKE], plain[UNLIKE])  # of the images, not of their views
     model, preprocessing = load_segmenter(segmented)
     pixels = MaskPredictor(model, preprocessing).fitted(read_reference(str(files[0])))
-    batch = {form: one[None] for form, one in pixels.items()}
+    batch = {form: one[None].copy() for form, one in pixels.items()}
     one, three = (
         MaskPredictor(model, preprocessing, mask_prediction.view_augmentation(segmented, n)).answers(batch, n)
         for n in (0, 2)

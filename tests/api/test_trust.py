@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from api.conftest import FINETUNING
+from api.conftest import FINETUNING, Command, words
 from scanprior import api
 from scanprior.api.outlier_detection import chosen_rows
 from scanprior.api.reference import Reference, thumbnail
 from scanprior.api.trust import Trust
 from scanprior.evaluation import apply_temperature, fit_temperature
+from scanprior.reporting.model_card import model_card
 from scanprior.run import Run
 
 SPLIT = {"data.split.fractions": [0.4, 0.4, 0.2]}
@@ -92,3 +94,40 @@ def test_the_kept_images_are_drawn_the_same_way_every_time() -> None:
 def test_thumbnails_of_deep_and_coloured_images() -> None:
     for pixels in (np.full((1, 200, 200), 40_000, np.uint16), np.full((3, 50, 50), 90, np.uint8)):
         assert thumbnail(pixels)[:2] == b"\xff\xd8"
+
+
+def test_evaluations_measure_the_sets(trusted: Run, phantoms: Path) -> None:
+    """Of the run's own test images, and of others by site."""
+    own = json.loads((trusted.path / "evaluations" / "test.json").read_text())
+    table = pd.read_parquet(trusted.path / "evaluations" / "test.parquet")
+    trust = Trust.open(trusted)
+    assert trust.sets is not None
+    named = trust.sets.named(table[["prob:abnormal", "prob:normal"]].to_numpy(), ["abnormal", "normal"])
+    held = np.array([label in found.split("|") for label, found in zip(table["label"], named, strict=True)])
+    rows = {(row["of"], row["site"]): row for row in own["sets"]}
+    sites = sorted(table["site"].unique())
+    assert set(rows) == {("all", None), ("abnormal", None), ("normal", None), *(("all", s) for s in sites)}
+    for (of, site), row in rows.items():
+        here = (table["label"].eq(of) | (of == "all")) & (table["site"].eq(site) | (site is None))
+        assert row["coverage"] == pytest.approx(held[here].mean()) and row["n"] == here.sum()
+        assert row["low"] <= row["coverage"] <= row["high"] and 1 <= row["mean_size"] <= 2
+    again = api.evaluate(
+        trusted.path, data=phantoms, split="all", name="every", settings=["evaluation.resamples=100"]
+    )
+    assert {row["of"] for row in again["sets"]} == {"all", "abnormal", "normal"}
+
+
+def test_the_report_the_card_and_the_terminal_say_it(
+    trusted: Run, phantoms: Path, tmp_path: Path, scanprior: Command
+) -> None:
+    page = api.report(trusted.path).read_text()
+    assert "When not to rely on it" in page and "Conformal sets" in page
+    temperature = trusted.card["trust"]["temperature"]["value"]
+    assert f"{temperature:.2f} (log loss" in page
+    card = model_card(trusted)
+    assert "90% are to hold the truth; least ambiguous sets" in card
+    assert f"flagged above a score of {trusted.card['trust']['outliers']['threshold']:.2f}" in card
+    few = {**FINETUNING, "data.split.fractions": [0.8, 0.1, 0.1]}
+    said = scanprior("finetune", phantoms, "--out", tmp_path / "few", *words(few))
+    assert said.code == 0 and "too few for a calibration" in said.out
+    assert "too few for a calibration" in api.report(tmp_path / "few").read_text()

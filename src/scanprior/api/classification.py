@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scanprior import keyed
-from scanprior.api.evaluation import evaluate_splits
+from scanprior.api.evaluation import evaluate_tables, keep_predictions
 from scanprior.api.features import FeatureSource, StoredFeatures
+from scanprior.api.prediction_tables import predictions_table
 from scanprior.api.predictor import Predictor
 from scanprior.api.settings import FinetuneConfig
 from scanprior.api.sources import Images
@@ -213,8 +214,14 @@ class Classification(Work):
         """Predict validation and test images, evaluate, and fit what says when not to rely on the run."""
         assert isinstance(module, Classifier)
         predictor = Predictor.of(module, preprocessing, self.features)
-        evaluate_splits(run, self.images, predictor, self.config.evaluation, reporter)
-        run.card["trust"] = assess(run, self.images, predictor, self.train, self.config.trust)
+        config, images = self.config.evaluation, self.images
+        val, test = (
+            predictions_table(images, images.rows(split), predictor, config.batch_size)
+            for split in ("val", "test")
+        )
+        keep_predictions(run, images, (val, test))
+        run.card["trust"] = assess(run, images, predictor, self.train, self.config.trust)
+        evaluate_tables(run, images, (val, test), predictor, config, reporter)
 
 
 def _with_known_order(settings: ClassifyConfig, frame: pd.DataFrame, columns: list[str]) -> ClassifyConfig:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scanprior.api.ensemble_results import setting_of
-from scanprior.api.evaluation import evaluate_tables
+from scanprior.api.evaluation import evaluate_tables, keep_predictions
 from scanprior.api.member_images import History, common_rows, notes_about, used_together
 from scanprior.api.models import load_classifier
 from scanprior.api.prediction_tables import certain, labelled_only, predictions_table, recombined
@@ -108,9 +108,10 @@ def ensemble(
     with replacing(run.path / "data.parquet") as part:
         used_together(histories).to_parquet(part, index=False)
     together = (recombined(tables[0], predictor), recombined(tables[1], predictor))
+    keep_predictions(run, images, together)
+    run.card["trust"] = assess(run, images, predictor, images.rows("train"), config.trust)
     if evaluate_tables(run, images, together, predictor, config.evaluation, reporter) is None:
         reporter.note("no labelled validation or test image: the ensemble is not evaluated")
-    run.card["trust"] = assess(run, images, predictor, images.rows("train"), config.trust)
     run.finish(run.card)
     return Run.open(run.path)
 

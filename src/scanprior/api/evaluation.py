@@ -36,27 +36,17 @@ from scanprior.errors import DataError, RunError
 from scanprior.evaluation import compare as compare_predictions
 from scanprior.evaluation import compare_masks
 from scanprior.evaluation import evaluate as evaluate_predictions
+from scanprior.evaluation.conformal_sets import ConformalSets
 from scanprior.files import replacing
 from scanprior.run import Run
 from scanprior.tasks.segment import Segmenter
 
 
-def evaluate_splits(
-    run: Run,
-    images: Images,
-    model: Predictor,
-    config: EvaluationConfig,
-    reporter: Reporter,
-) -> dict[str, Any] | None:
-    """Predict validation and test images of a run's own data, and evaluate the test images.
-
-    Thresholds are chosen on validation. Where there is no test image, validation is evaluated, and
-    named so.
-    """
-    val, test = (
-        predictions_table(images, images.rows(split), model, config.batch_size) for split in ("val", "test")
-    )
-    return evaluate_tables(run, images, (val, test), model, config, reporter)
+def keep_predictions(run: Run, images: Images, tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    """Write ``predictions.parquet``: what was predicted for validation and test images of a run's own data."""
+    together = pd.concat([table for table in tables if len(table)] or tables, ignore_index=True)
+    with replacing(run.path / "predictions.parquet") as part:
+        with_errors(together, images).to_parquet(part, index=False)
 
 
 def evaluate_tables(
@@ -67,10 +57,11 @@ def evaluate_tables(
     config: EvaluationConfig,
     reporter: Reporter,
 ) -> dict[str, Any] | None:
-    """Keep the predictions of validation and test images, and evaluate, as ``evaluate_splits`` says."""
-    together = pd.concat([table for table in tables if len(table)] or tables, ignore_index=True)
-    with replacing(run.path / "predictions.parquet") as part:
-        with_errors(together, images).to_parquet(part, index=False)
+    """Evaluate the test images of a run's own data, by its predictions of validation and test images.
+
+    Thresholds are chosen on validation. Where there is no test image, validation is evaluated, and
+    named so.
+    """
     val, test = (labelled_only(table, model) for table in tables)
     if not len(val) and not len(test):
         return None
@@ -110,6 +101,10 @@ def write_evaluation(
         seed=config.seed,
         level=config.level,
     )
+    if sets := (run.card.get("trust") or {}).get("sets"):
+        result["sets"] = ConformalSets.of_card(sets).measured(
+            table, model.classes, level=config.level, resamples=config.resamples, seed=config.seed
+        )
     if model.combination is not None:
         result["ensemble"] = members_section(run, table, model, config, thresholds)
     return save_evaluation(run, name, table, result, origin or Origin(), reporter)

@@ -110,10 +110,10 @@ class _Segmenting:
         self.columns = ["image", "mask", "overlay", *self.whole, *unlike, "error"]
 
     def __call__(self, readings: Sequence[Reading]) -> pd.DataFrame:
-        good = np.flatnonzero([reading.error is None for reading in readings]).astype(np.int64)
+        good = [n for n, reading in enumerate(readings) if reading.error is None]
         rows: list[dict[str, Any]] = [{"image": each.reference, "error": each.error} for each in readings]
         said: dict[str, NDArray[Any]] = {}
-        if len(good):
+        if good:
             pixels = {
                 form: np.stack([readings[n].fitted[form] for n in good]) for form in self.predictor.forms
             }
@@ -122,7 +122,7 @@ class _Segmenting:
                 rows[n] |= self._measured(readings[n], maps)
             said = {} if self.detector is None else self.detector.columns(answers.descriptors)
         table = pd.DataFrame(rows).assign(
-            **{name: spread(values, good, len(readings)) for name, values in said.items()}
+            **{name: spread(values, np.array(good), len(readings)) for name, values in said.items()}
         )
         table = table.reindex(columns=self.columns)
         table[self.whole] = table[self.whole].astype("Int64")

@@ -41,9 +41,9 @@ class OutlierDetector:
     @classmethod
     def open(cls, run: Run) -> OutlierDetector | None:
         """Read what a run keeps; None of runs of before, or that were to keep nothing: they say nothing."""
-        kept = (run.card.get("trust") or {}).get("outliers")
-        reference = None if kept is None else Reference.open(run)
-        if reference is None:
+        kept: dict[str, Any] | None = (run.card.get("trust") or {}).get("outliers")
+        reference = Reference.open(run)
+        if kept is None or reference is None:
             return None
         threshold = kept["threshold"]
         return cls(reference, float("inf") if threshold is None else float(threshold))

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scanprior.api.conformal_sets import ConformalSets
 from scanprior.api.outlier_detection import COLUMNS, OutlierDetector, keep_reference
 from scanprior.api.prediction_tables import certain, validation_predictions
 from scanprior.api.predictor import Predictor
@@ -21,6 +20,7 @@ from scanprior.api.settings import TrustConfig
 from scanprior.api.sources import Images
 from scanprior.evaluation import apply_temperature, fit_temperature, truth_matrix
 from scanprior.evaluation.combination import log_loss
+from scanprior.evaluation.conformal_sets import ConformalSets
 from scanprior.run import Run
 from scanprior.tasks.heads import Kind
 

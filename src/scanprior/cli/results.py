@@ -28,6 +28,7 @@ def ensemble(
 
     from scanprior import api
     from scanprior.console import ensemble_table
+    from scanprior.reporting.trust import trust_sentences
     from scanprior.terminal import console
 
     run = api.ensemble(
@@ -35,6 +36,7 @@ def ensemble(
     )
     for file in sorted((run.path / "evaluations").glob("*.json")):
         console.print(ensemble_table(json.loads(file.read_text())))
+    say(*trust_sentences(run.card))
     say(f"wrote {run.path}: model.json (names its members), predictions.parquet, evaluations/")
     say(
         f"next: scanprior report {run.path}",

@@ -82,6 +82,7 @@ def pretrain(
 
 def _finetuning(probe: str | None, dry_run: bool, sources: list[str], **arguments: Any) -> None:
     from scanprior import api
+    from scanprior.reporting.trust import trust_sentences
 
     if dry_run:
         from scanprior.config import dump_yaml
@@ -91,6 +92,7 @@ def _finetuning(probe: str | None, dry_run: bool, sources: list[str], **argument
         say(dump_yaml(api.plan_finetuning(sources, probe=probe, **arguments)).rstrip())
         return
     run = api.finetune(sources, probe=probe, reporter=console_reporter(), **arguments)
+    say(*trust_sentences(run.card))
     say(f"wrote {run.path}: model.safetensors, model.json, predictions.parquet, evaluations/")
     say(f"next: scanprior report {run.path}")
     say(f"      scanprior predict {run.path} NEW.dcm --out predictions.csv")

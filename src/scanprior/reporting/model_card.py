@@ -14,6 +14,7 @@ from typing import Any
 from scanprior.reporting import statements, tables
 from scanprior.reporting.formatting import level_of, plural, scalar
 from scanprior.reporting.runfiles import RunFiles, part, read_run
+from scanprior.reporting.trust import trust_sentences
 from scanprior.reporting.weights_origin import origins
 from scanprior.run import Run, located
 
@@ -211,6 +212,7 @@ def _limits(card: Mapping[str, Any], evaluations: list[dict[str, Any]]) -> Itera
     if not any(evaluation.get("subgroups") for evaluation in evaluations):
         yield "- It was not evaluated in subgroups of age, sex, view or device."
     yield from (f"- {text}" for text in statements.limits(card, evaluations, has_images=False))
+    yield from (f"- Fitted on validation images: {text}" for text in trust_sentences(card))
     if part(card, "task", "settings").get("head") == "knn":
         yield (
             "- The head holds the features of its training images: whoever has the model can test whether an image was "

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from scanprior import __version__
 from scanprior.errors import RunError
-from scanprior.reporting import figures, members, statements, tables
+from scanprior.reporting import figures, members, statements, tables, trust
 from scanprior.reporting.formatting import count, finite, level_of, plural
 from scanprior.reporting.runfiles import RunFiles, part, read_run
 from scanprior.reporting.statements import Facts
@@ -115,6 +115,7 @@ class EvaluationView:
     wrong_note: str
     cases: list[tuple[str, str]]  # of masks: what is shown, data URI
     members: list[Table]  # of an ensemble
+    sets: Table | None  # of conformal sets; None where they were not measured
     level: str  # of the intervals
 
 
@@ -142,6 +143,8 @@ class Page:
     training: list[figures.Figure]
     pictures: list[tuple[str, str]]
     pictures_left: list[str]
+    trust: Facts  # when not to rely on the run; [] of one that does not know
+    trust_notes: list[str]
     ensemble: Facts  # how the members are combined; [] of a run that is none
     members: Table | None
     encoder: Facts
@@ -203,6 +206,8 @@ def gather(run: RunFiles, thumbnails: Thumbnails | None) -> Page:
         training=figures.training_figures(run.log, training.get("selected_step")),
         pictures=pictures,
         pictures_left=pictures_left,
+        trust=trust.trust_facts(model),
+        trust_notes=trust.trust_notes(model),
         ensemble=members.ensemble_facts(model),
         members=members.members_table(model),
         encoder=statements.facts_of(part(model, "encoder")),
@@ -298,6 +303,7 @@ def _evaluation(
         wrong_note=note,
         cases=_cases(run, str(evaluation["name"])) if evaluation.get("task") == "segmentation" else [],
         members=members.member_tables(evaluation),
+        sets=trust.sets_table(evaluation),
         level=level_of(evaluation),
     )
 

@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from scanprior.evaluation import (
+from scanprior.evaluation.conformal import (
     Conformal,
+    SetMethod,
     calibrate,
     calibrate_findings,
     finding_sets,
     prediction_sets,
 )
-from scanprior.evaluation.conformal import SetMethod
-from scanprior.tasks.heads import Kind
+from scanprior.evaluation.ensembles import truth_matrix
+from scanprior.evaluation.labels import Task
+from scanprior.evaluation.set_coverage import coverage, finding_coverage
 
 Floats = NDArray[np.float64]
 
@@ -31,7 +34,7 @@ class ConformalSets:
         found: one entry of classes, one a finding else.
     """
 
-    kind: Kind
+    kind: Task
     found: tuple[Conformal, ...]
 
     @classmethod
@@ -39,7 +42,7 @@ class ConformalSets:
         cls,
         probabilities: Floats,
         truth: Floats,
-        kind: Kind,
+        kind: Task,
         level: float,
         method: SetMethod,
         patients: NDArray[Any] | None,
@@ -75,6 +78,55 @@ class ConformalSets:
         each = finding_sets(probabilities, self.found, allow_empty=False)
         return each[..., 1], each[..., 0] & each[..., 1]
 
+    def measured(
+        self, table: pd.DataFrame, classes: Sequence[str], *, level: float, resamples: int, seed: int
+    ) -> list[dict[str, Any]]:
+        """Measure the sets on evaluated images: how often they hold the truth, and how large they are.
+
+        Args:
+            table: of predictions, with labels; ``patient`` and ``site`` where they are known.
+            classes: names, as in the ``prob:`` columns.
+            level, resamples, seed: of the intervals, see ``coverage``.
+
+        Returns:
+            What ``coverage`` gives, with ``of`` (``all``, or a class or finding) and ``site`` (None = all): of classes
+            all images, those of each class and of each site; of findings each one, and each one at each site.
+        """
+        if "error" in table:
+            table = table[table["error"].isna()]
+        truth = truth_matrix(table, classes, self.kind)
+        known = np.flatnonzero(~np.isnan(truth).all(axis=1))
+        table, truth = table.iloc[known], truth[known]
+        found = table[[f"prob:{name}" for name in classes]].to_numpy(np.float64)
+        patients = (
+            table["patient"].to_numpy() if "patient" in table and table["patient"].notna().all() else None
+        )
+        sites = sorted(table["site"].dropna().astype(str).unique()) if "site" in table else []
+        how = {"level": level, "resamples": resamples, "seed": seed}
+        rows = self._measured(found, truth, patients, classes, how)
+        for site in sites if len(sites) > 1 else []:
+            here = (table["site"].astype(str) == site).to_numpy()
+            who = None if patients is None else patients[here]
+            made = self._measured(found[here], truth[here], who, classes, how)
+            rows += [{**row, "site": site} for row in made if row["of"] == "all" or self.kind == "multilabel"]
+        return rows
+
+    def _measured(
+        self,
+        probabilities: Floats,
+        truth: Floats,
+        patients: NDArray[Any] | None,
+        classes: Sequence[str],
+        how: dict[str, Any],
+    ) -> list[dict[str, Any]]:
+        if self.kind == "multilabel":
+            each = finding_sets(probabilities, self.found, allow_empty=False)
+            made = finding_coverage(each, truth, patients, **how)
+            return [_row(one, classes[one["finding"]]) for one in made]
+        sets = prediction_sets(probabilities, self.found[0], allow_empty=False)
+        whole = coverage(sets, truth.argmax(axis=1).astype(np.int64), patients, **how)
+        return [_row(whole, "all"), *(_row(one, classes[one["class"]]) for one in whole["classes"])]
+
     def named(self, probabilities: Floats, classes: Sequence[str]) -> list[str]:
         """Return the set of each of (N, C) probabilities in words.
 
@@ -106,3 +158,9 @@ class ConformalSets:
     def of_card(cls, card: dict[str, Any]) -> ConformalSets:
         """Read what ``card`` returned."""
         return cls(card["kind"], tuple(Conformal.of_card(found) for found in card["thresholds"]))
+
+
+def _row(found: dict[str, Any], of: str) -> dict[str, Any]:
+    """Return a line of what ``coverage`` gives."""
+    left = ("classes", "class", "finding", "level")
+    return {"of": of, "site": None, **{name: value for name, value in found.items() if name not in left}}
