@@ -27,7 +27,9 @@ class Decoders:
 
     def __init__(self, workers: int, pixels: int, seconds: float) -> None:
         self.pixels, self.seconds, self._workers = pixels, seconds, workers
-        self._pool = ProcessPool(workers, context=worker_context(), initializer=end_with_parent)
+        context = worker_context()
+        context.set_forkserver_preload([__name__])  # imported once: one that was ended is replaced at once
+        self._pool = ProcessPool(workers, context=context, initializer=end_with_parent)
 
     async def start(self) -> None:
         """Start the processes, which takes seconds, before the first upload needs one."""
