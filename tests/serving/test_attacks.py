@@ -294,7 +294,10 @@ def test_other_names_for_this_machine(server: Server) -> None:
         assert server.client.get("/models", headers={"host": host}).status_code == 421, host
     for host in ("localhost", "127.0.0.1:8000", "[::1]:8000", "LOCALHOST:1"):
         assert server.client.get("/models", headers={"host": host}).status_code == 200, host
-    page = server.client.get("/")
+    for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 415), ("none", 415)):
+        assert server.client.post("/predict", headers={"sec-fetch-site": site}).status_code == status, site
+    page = server.client.get("/", headers={"sec-fetch-site": "cross-site"})
+    assert page.status_code == 200  # a link may lead here
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy
     assert page.headers["x-content-type-options"] == "nosniff"

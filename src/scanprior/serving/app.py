@@ -38,6 +38,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     for status, reason in {
         400: "the form is damaged or was cut off",
         401: "the token is missing or wrong",
+        403: "a page of another site sent it",
         404: "no such model",
         408: "the upload takes too long",
         413: "too large, or too many files",

@@ -62,7 +62,8 @@ class Guard:
     """Checks and completes every request: host and token, headers, counts, a line in the log.
 
     On loopback the ``Host`` of a request has to be loopback, too: otherwise a page of another site could have its
-    own name led here and read the answers. Elsewhere the token decides.
+    own name led here and read the answers. Elsewhere the token decides. Browsers say from which site a page sends;
+    other sites' pages are refused.
 
     Args:
         app: what answers.
@@ -111,6 +112,8 @@ class Guard:
         if self.local and not is_loopback(_host(headers.get("host", ""))):
             return JSONResponse({"detail": "this server answers requests to localhost alone"}, 421)
         path, asking = scope["path"], scope["method"] in ("GET", "HEAD")
+        if not asking and headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            return JSONResponse({"detail": "pages of other sites cannot send anything here"}, 403)
         if self._token is None or path.startswith("/page/") or (path in OPEN and asking):
             return None
         kind, _, given = headers.get("authorization", "").partition(" ")
