@@ -10,7 +10,7 @@ import pkgutil
 import pytest
 
 import scanprior
-from scanprior import api, studies
+from scanprior import api, serving, studies
 
 MODULES = [
     module.name
@@ -29,12 +29,13 @@ def test_examples_in_docstrings() -> None:
     assert tried >= 3 and not failed
 
 
+HOMES = {"study": studies, "serve": serving}  # of the others: api
 VERBS = [name for name in scanprior.__all__ if name != "__version__"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_is_in_the_package_and_says_what_it_takes(verb: str) -> None:
-    function = getattr(studies if verb == "study" else api, verb)
+    function = getattr(HOMES.get(verb, api), verb)
     assert function is getattr(scanprior, verb)
     text = inspect.getdoc(function) or ""
     named = [name for name in inspect.signature(function).parameters if name not in ("arguments",)]
