@@ -19,8 +19,9 @@ from scanprior.evaluation.conformal import (
     prediction_sets,
 )
 from scanprior.evaluation.ensembles import truth_matrix
-from scanprior.evaluation.labels import Task
+from scanprior.evaluation.labels import Task, groups_of
 from scanprior.evaluation.set_coverage import coverage, finding_coverage
+from scanprior.evaluation.shares import by_site
 
 Floats = NDArray[np.float64]
 
@@ -84,7 +85,7 @@ class ConformalSets:
         """Measure the sets on evaluated images: how often they hold the truth, and how large they are.
 
         Args:
-            table: of predictions, with labels; ``patient`` and ``site`` where they are known.
+            table: of predictions, with labels; ``site`` where it is known, and what ``groups_of`` looks for.
             classes: names, as in the ``prob:`` columns.
             level, resamples, seed: of the intervals, see ``coverage``.
 
@@ -98,33 +99,29 @@ class ConformalSets:
         known = np.flatnonzero(~np.isnan(truth).all(axis=1))
         table, truth = table.iloc[known], truth[known]
         found = table[[f"prob:{name}" for name in classes]].to_numpy(np.float64)
-        patients = (
-            table["patient"].to_numpy() if "patient" in table and table["patient"].notna().all() else None
-        )
-        sites = sorted(table["site"].dropna().astype(str).unique()) if "site" in table else []
-        how = {"level": level, "resamples": resamples, "seed": seed}
-        rows = self._measured(found, truth, patients, classes, how)
-        for site in sites if len(sites) > 1 else []:
-            here = (table["site"].astype(str) == site).to_numpy()
-            who = None if patients is None else patients[here]
-            made = self._measured(found[here], truth[here], who, classes, how)
-            rows += [{**row, "site": site} for row in made if row["of"] == "all" or self.kind == "multilabel"]
+        groups, unit = groups_of(table)
+        how = {"unit": unit, "level": level, "resamples": resamples, "seed": seed}
+        rows = []
+        for site, here in by_site(table):
+            made = self._measured(found[here], truth[here], groups[here], classes, how)
+            left = site is not None and self.kind == "multiclass"  # classes at a site are too few to say much
+            rows += [{**row, "site": site} for row in made if row["of"] == "all" or not left]
         return rows
 
     def _measured(
         self,
         probabilities: Floats,
         truth: Floats,
-        patients: NDArray[Any] | None,
+        groups: NDArray[np.int64],
         classes: Sequence[str],
         how: dict[str, Any],
     ) -> list[dict[str, Any]]:
         if self.kind == "multilabel":
             each = finding_sets(probabilities, self.found, allow_empty=False)
-            made = finding_coverage(each, truth, patients, **how)
+            made = finding_coverage(each, truth, groups, **how)
             return [_row(one, classes[one["finding"]]) for one in made]
         sets = prediction_sets(probabilities, self.found[0], allow_empty=False)
-        whole = coverage(sets, truth.argmax(axis=1).astype(np.int64), patients, **how)
+        whole = coverage(sets, truth.argmax(axis=1).astype(np.int64), groups, **how)
         return [_row(whole, "all"), *(_row(one, classes[one["class"]]) for one in whole["classes"])]
 
     def named(self, probabilities: Floats, classes: Sequence[str]) -> list[str]:
@@ -163,4 +160,4 @@ class ConformalSets:
 def _row(found: dict[str, Any], of: str) -> dict[str, Any]:
     """Return a line of what ``coverage`` gives."""
     left = ("classes", "class", "finding", "level")
-    return {"of": of, "site": None, **{name: value for name, value in found.items() if name not in left}}
+    return {"of": of, **{name: value for name, value in found.items() if name not in left}}

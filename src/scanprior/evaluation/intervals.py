@@ -11,7 +11,7 @@ from scipy import stats
 
 Floats = NDArray[np.float64]
 
-_SHARES = frozenset({"sensitivity", "specificity", "ppv", "npv", "accuracy", "coverage"})
+_SHARES = frozenset({"sensitivity", "specificity", "ppv", "npv", "accuracy", "share"})
 LOWER_IS_BETTER = frozenset({"brier", "ece", "log_loss", "hausdorff95", "surface_distance"})
 _RANGES = {"kappa": (-1.0, 1.0), "quadratic_kappa": (-1.0, 1.0), "brier": (0.0, 2.0)}
 UNBOUNDED = frozenset({"hausdorff95", "surface_distance"})

@@ -12,8 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
+
+from scanprior.evaluation.labels import groups_of
+from scanprior.evaluation.shares import by_site, share_interval
 
 Floats = NDArray[np.float64]
 
@@ -90,3 +94,40 @@ class OutlierScore:
         # of n + 1 ranks the highest floor(rate (n + 1)) are outliers: one of them is the image's own
         allowed = int(np.floor(false_alarms * (len(self.validation) + 1) + 1e-9))
         return float("inf") if allowed < 1 else float(self.validation[len(self.validation) - allowed])
+
+
+def flagged_shares(
+    table: pd.DataFrame, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Measure which share of images is called an outlier.
+
+    Args:
+        table: one row an image: ``outlier``, true or false; ``site`` where it is known, and what ``groups_of`` looks
+            for. Rows with an ``error`` take no part.
+        level, resamples, seed: of the intervals, see ``share_interval``.
+
+    Returns:
+        JSON values, of all images and of those of each site: ``site`` (None = all), ``share`` with ``low``, ``high``,
+        ``interval`` (how it was made), ``n``, and ``reason`` (why there is no interval). [] without images.
+    """
+    if "error" in table:
+        table = table[table["error"].isna()]
+    if not len(table):
+        return []
+    groups, unit = groups_of(table)
+    flagged = table["outlier"].to_numpy(np.bool_)
+    rows = []
+    for site, here in by_site(table):
+        found = share_interval(flagged[here], groups[here], unit, level=level, resamples=resamples, seed=seed)
+        rows.append(
+            {
+                "site": site,
+                "share": float(flagged[here].mean()),
+                "low": found.low,
+                "high": found.high,
+                "interval": found.how,
+                "n": int(here.sum()),
+                "reason": found.reason,
+            }
+        )
+    return rows

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scanprior.errors import DataError
-from scanprior.evaluation.bootstrap import resample_weights
-from scanprior.evaluation.intervals import Interval, binomial_interval, bootstrap_interval
+from scanprior.evaluation.shares import share_interval
 
 Bools = NDArray[np.bool_]
 Numbers = NDArray[np.int64]
@@ -20,6 +19,7 @@ def coverage(
     labels: Numbers,
     patients: NDArray[Any] | None = None,
     *,
+    unit: str = "patient",
     level: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -27,13 +27,14 @@ def coverage(
     """Measure prediction sets on test images.
 
     The interval says how sure the coverage of these very sets is. It is exact (Clopper-Pearson) with one image a
-    patient, else by bootstrap over patients, as that of accuracy. That sets of one calibration cover a little less
-    than their level is no fault: the level is kept on average over calibrations.
+    patient (or other unit), else by bootstrap over these, as that of accuracy. That sets of one calibration cover a
+    little less than their level is no fault: the level is kept on average over calibrations.
 
     Args:
         sets: (N, C) of ``prediction_sets``.
         labels: (N,) true classes.
         patients: (N,) whose images they are; None = every image is a patient's only one.
+        unit: what ``patients`` holds, where that is something else.
         level: of the intervals.
         resamples, seed: of the bootstrap.
 
@@ -58,9 +59,12 @@ def coverage(
             f"patients have the shape {who.shape}, labels {labels.shape}; give one patient an image"
         )
     labels = labels.astype(np.int64)
+    named = "image" if patients is None else unit
 
     def measured(rows: Bools) -> dict[str, Any]:
-        return _measured(sets[rows], labels[rows], who[rows], patients is not None, level, resamples, seed)
+        return _measured(
+            sets[rows], labels[rows], who[rows], named, level=level, resamples=resamples, seed=seed
+        )
 
     classes = [{"class": number, **measured(labels == number)} for number in range(sets.shape[1])]
     return {**measured(np.ones(len(labels), dtype=np.bool_)), "level": level, "classes": classes}
@@ -71,6 +75,7 @@ def finding_coverage(
     truth: NDArray[np.float64],
     patients: NDArray[Any] | None = None,
     *,
+    unit: str = "patient",
     level: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -80,7 +85,7 @@ def finding_coverage(
     Args:
         sets: (N, F, 2) of ``finding_sets``.
         truth: (N, F) 0, 1, or NaN where unknown.
-        patients, level, resamples, seed: as for ``coverage``.
+        patients, unit, level, resamples, seed: as for ``coverage``.
     """
     sets, truth = np.asarray(sets), np.asarray(truth, dtype=np.float64)
     if sets.ndim != 3 or sets.shape != (*truth.shape, 2):
@@ -90,28 +95,26 @@ def finding_coverage(
         known = ~np.isnan(truth[:, number])
         who = None if patients is None else np.asarray(patients)[known]
         one = coverage(
-            sets[known, number], truth[known, number], who, level=level, resamples=resamples, seed=seed
+            sets[known, number],
+            truth[known, number],
+            who,
+            unit=unit,
+            level=level,
+            resamples=resamples,
+            seed=seed,
         )
         made.append({"finding": number, **one})
     return made
 
 
-def _measured(
-    sets: Bools,
-    labels: Numbers,
-    patients: NDArray[Any],
-    known_patients: bool,
-    level: float,
-    resamples: int,
-    seed: int,
-) -> dict[str, Any]:
+def _measured(sets: Bools, labels: Numbers, patients: NDArray[Any], unit: str, **how: Any) -> dict[str, Any]:
     """Return coverage, its interval, and the sizes of the sets."""
     n = len(labels)
     if not n:
         empty = dict.fromkeys(("coverage", "low", "high", "interval", "mean_size", "singletons", "empty"))
         return {**empty, "n": 0, "reason": "n/a because there is no such image"}
     held, sizes = sets[np.arange(n), labels], sets.sum(axis=1)
-    interval = _interval(held, patients, known_patients, level, resamples, seed)
+    interval = share_interval(held, patients, unit, **how)
     return {
         "coverage": float(held.mean()),
         "low": interval.low,
@@ -123,19 +126,3 @@ def _measured(
         "n": n,
         "reason": interval.reason,
     }
-
-
-def _interval(
-    held: Bools, patients: NDArray[Any], known_patients: bool, level: float, resamples: int, seed: int
-) -> Interval:
-    groups = np.unique(patients, return_inverse=True)[1].astype(np.int64)
-    count = int(groups.max()) + 1
-    if count == len(held):
-        low, high = binomial_interval(int(held.sum()), count, level)
-        unit = "patient" if known_patients else "image"
-        return Interval(low, high, f"exact (Clopper-Pearson), {count} {unit}{'s' if count > 1 else ''}")
-    share = held.astype(np.float64)
-    spread = np.concatenate(
-        [weights @ share / weights.sum(axis=1) for weights in resample_weights(groups, resamples, seed)]
-    )
-    return bootstrap_interval("coverage", float(share.mean()), spread, count, "patient", level)
