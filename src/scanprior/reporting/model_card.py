@@ -14,7 +14,7 @@ from typing import Any
 from scanprior.reporting import statements, tables
 from scanprior.reporting.formatting import level_of, plural, scalar
 from scanprior.reporting.runfiles import RunFiles, part, read_run
-from scanprior.reporting.trust import trust_sentences
+from scanprior.reporting.trust import measured_sentences, trust_sentences, trust_warnings
 from scanprior.reporting.weights_origin import origins
 from scanprior.run import Run, located
 
@@ -213,6 +213,8 @@ def _limits(card: Mapping[str, Any], evaluations: list[dict[str, Any]]) -> Itera
         yield "- It was not evaluated in subgroups of age, sex, view or device."
     yield from (f"- {text}" for text in statements.limits(card, evaluations, has_images=False))
     yield from (f"- Fitted on validation images: {text}" for text in trust_sentences(card))
+    yield from (f"- Measured on {text}" for text in measured_sentences(card, evaluations))
+    yield from (f"- {text}" for text in trust_warnings(card, evaluations))
     if part(card, "task", "settings").get("head") == "knn":
         yield (
             "- The head holds the features of its training images: whoever has the model can test whether an image was "

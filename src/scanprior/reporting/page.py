@@ -116,6 +116,7 @@ class EvaluationView:
     cases: list[tuple[str, str]]  # of masks: what is shown, data URI
     members: list[Table]  # of an ensemble
     sets: Table | None  # of conformal sets; None where they were not measured
+    outliers: Table | None  # by site; None without several
     level: str  # of the intervals
 
 
@@ -145,6 +146,7 @@ class Page:
     pictures_left: list[str]
     trust: Facts  # when not to rely on the run; [] of one that does not know
     trust_notes: list[str]
+    trust_measured: Table | None  # on every evaluated set; None where nothing was
     ensemble: Facts  # how the members are combined; [] of a run that is none
     members: Table | None
     encoder: Facts
@@ -207,7 +209,8 @@ def gather(run: RunFiles, thumbnails: Thumbnails | None) -> Page:
         pictures=pictures,
         pictures_left=pictures_left,
         trust=trust.trust_facts(model),
-        trust_notes=trust.trust_notes(model),
+        trust_notes=[*trust.trust_notes(model), *trust.trust_warnings(model, evaluations)],
+        trust_measured=trust.measured_table(model, evaluations),
         ensemble=members.ensemble_facts(model),
         members=members.members_table(model),
         encoder=statements.facts_of(part(model, "encoder")),
@@ -304,6 +307,7 @@ def _evaluation(
         cases=_cases(run, str(evaluation["name"])) if evaluation.get("task") == "segmentation" else [],
         members=members.member_tables(evaluation),
         sets=trust.sets_table(evaluation),
+        outliers=trust.outliers_table(evaluation),
         level=level_of(evaluation),
     )
 
