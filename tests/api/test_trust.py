@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from torch.nn.modules.module import register_module_forward_hook
 
 from api.conftest import FINETUNING, Command, words
 from scanprior import api
+from scanprior.api.models import load_predictor
 from scanprior.api.outlier_detection import chosen_rows
 from scanprior.api.reference import Reference, thumbnail
-from scanprior.api.trust import Trust
+from scanprior.api.settings import TrustConfig
+from scanprior.api.trust import Trust, assess
+from scanprior.encoders import Encoder
 from scanprior.evaluation import apply_temperature, fit_temperature
 from scanprior.reporting.model_card import model_card
 from scanprior.run import Run
@@ -62,6 +67,20 @@ def test_predictions_say_it(trusted: Run, phantoms: Path, tmp_path: Path) -> Non
         True,
     ]
     assert other["conformal_set"].isna().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("column", ["patient", "near_duplicates"])
+def test_sets_are_fitted_with_every_patient_counting_once(trusted: Run, tmp_path: Path, column: str) -> None:
+    """Also where one image is of an unknown patient, and where near duplicates stay together."""
+    shutil.copytree(trusted.path, tmp_path / "run")
+    file = tmp_path / "run" / "predictions.parquet"
+    table = pd.read_parquet(file)
+    val = table.index[table["split"] == "val"]
+    table.loc[val, column] = [None, *(f"g{n // 3}" for n in range(len(val) - 1))]
+    table.to_parquet(file, index=False)
+    run = Run.open(tmp_path / "run")
+    assess(run, load_predictor(run), TrustConfig())
+    assert run.card["trust"]["sets"]["thresholds"][0]["units"] == [1 + -(-(len(val) - 1) // 3)]
 
 
 def test_similar_cases_have_labels_and_pictures_but_no_names(trusted: Run) -> None:
@@ -115,6 +134,103 @@ def test_evaluations_measure_the_sets(trusted: Run, phantoms: Path) -> None:
         trusted.path, data=phantoms, split="all", name="every", settings=["evaluation.resamples=100"]
     )
     assert {row["of"] for row in again["sets"]} == {"all", "abnormal", "normal"}
+
+
+def test_evaluations_count_outliers_as_predict_calls_them(
+    trusted: Run, phantoms: Path, tmp_path: Path
+) -> None:
+    """In the run's own evaluation, and of images by site of which one holds noise."""
+    table = pd.read_parquet(trusted.path / "evaluations" / "test.parquet")
+    said = api.predict(trusted.path, [phantoms / name for name in table["image"]])
+    assert table["outlier"].tolist() == said["outlier"].tolist()  # read from the store there, from files here
+    np.testing.assert_allclose(table["outlier_score"], said["outlier_score"], rtol=1e-3)
+    own = json.loads((trusted.path / "evaluations" / "test.json").read_text())["outliers"]
+    assert own[0]["share"] == said["outlier"].mean() and own[0]["n"] == len(table)
+    kept = pd.read_parquet(trusted.path / "predictions.parquet")
+    assert kept.loc[kept["split"] == "val", "outlier"].isna().all()  # which have set the threshold
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    rows = []
+    for number, name in enumerate(table["image"]):
+        pixels = np.random.default_rng(number).integers(0, 256, (48, 48), dtype=np.uint8)
+        picture = Image.fromarray(pixels) if number % 2 else Image.open(phantoms / name)
+        picture.save(mixed / f"{number}.png")
+        rows.append(
+            [f"{number}.png", f"p{number}", table["label"][number], "noise" if number % 2 else "same"]
+        )
+    header = ["image", "patient", "label", "site"]
+    pd.DataFrame(rows, columns=header).to_csv(mixed / "labels.csv", index=False)
+    found = api.evaluate(
+        trusted.path, data=mixed, split="all", name="mixed", settings=["evaluation.resamples=100"]
+    )
+    shares = {row["site"]: row["share"] for row in found["outliers"]}
+    assert shares["noise"] == 1 and shares["same"] < 0.5
+    page = api.report(trusted.path).read_text()
+    assert "mixed: a share of" in page and "Images unlike the training" in page
+    card = model_card(trusted)
+    assert "- mixed: a share of" in card and "- Measured on test: conformal sets held the truth of" in card
+
+
+def test_counting_outliers_takes_no_further_pass(trusted: Run, phantoms: Path) -> None:
+    passes: list[int] = []
+
+    def count(module: object, inputs: tuple[np.ndarray, ...], output: object) -> None:
+        if isinstance(module, Encoder):
+            passes.append(len(inputs[0]))
+
+    hook = register_module_forward_hook(count)
+    try:
+        result = api.evaluate(trusted.path, settings=["evaluation.resamples=100"])
+    finally:
+        hook.remove()
+    assert sum(passes) == result["n"] and result["outliers"][0]["n"] == result["n"]
+
+
+def test_a_head_on_kept_features_leaves_outliers_to_evaluate(phantoms: Path, tmp_path: Path) -> None:
+    options = {**FINETUNING, **SPLIT, "adapt.train": "none", "trust.reference_images": 30}
+    run = api.finetune(phantoms, out=tmp_path / "run", options=options)
+    own = json.loads((run.path / "evaluations" / "test.json").read_text())
+    assert own["sets"] and "outliers" not in own
+    again = api.evaluate(run.path, settings=["evaluation.resamples=100"])
+    assert again["outliers"][0]["n"] == own["n"]
+
+
+def test_an_ensemble_counts_outliers_of_its_test_images(
+    trusted: Run, phantoms: Path, tmp_path: Path, scanprior: Command
+) -> None:
+    options = {**FINETUNING, **SPLIT, "trust.reference_images": 30, "engine.seed": 1}
+    other = api.finetune(phantoms, out=tmp_path / "other", options=options)
+    said = scanprior(
+        "ensemble", trusted.path, other.path, "--out", tmp_path / "both", "--set", "trust.reference_images=30"
+    )
+    assert said.code == 0 and "temperature: " in said.out and "90% are to hold the truth" in said.out, (
+        said.text
+    )
+    both = Run.open(tmp_path / "both")
+    evaluation = json.loads((both.path / "evaluations" / "test.json").read_text())
+    table = pd.read_parquet(both.path / "evaluations" / "test.parquet")
+    assert evaluation["sets"][0]["n"] == evaluation["outliers"][0]["n"] == len(table)
+    threshold = both.card["trust"]["outliers"]["threshold"]
+    assert evaluation["outliers"][0]["share"] == (table["outlier_score"] > threshold).mean()
+    assert table["prob:normal"].to_numpy() == pytest.approx(
+        api.predict(both.path, [phantoms / name for name in table["image"]])["prob:normal"], abs=1e-4
+    )
+
+
+def test_a_run_of_before_is_evaluated_and_reported_without_it(
+    trusted: Run, phantoms: Path, tmp_path: Path
+) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(trusted.path, old)
+    card = json.loads((old / "model.json").read_text())
+    del card["trust"]
+    (old / "model.json").write_text(json.dumps(card))
+    for file in [*old.glob("reference.*"), *(old / "evaluations").iterdir()]:
+        file.unlink()
+    found = api.evaluate(old, settings=["evaluation.resamples=100"])
+    assert "sets" not in found and "outliers" not in found
+    assert "When not to rely on it" not in api.report(old).read_text()
+    assert "Fitted on validation" not in model_card(Run.open(old))
 
 
 def test_the_report_the_card_and_the_terminal_say_it(

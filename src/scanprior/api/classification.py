@@ -18,7 +18,7 @@ from scanprior.api.prediction_tables import predictions_table
 from scanprior.api.predictor import Predictor
 from scanprior.api.settings import FinetuneConfig
 from scanprior.api.sources import Images
-from scanprior.api.trust import assess
+from scanprior.api.trust import assess, remember
 from scanprior.api.work import Rows, Work
 from scanprior.data.loader import TrainingSource, evaluation_batches
 from scanprior.data.manifest import LABEL_ORDER, Manifest
@@ -215,12 +215,11 @@ class Classification(Work):
         assert isinstance(module, Classifier)
         predictor = Predictor.of(module, preprocessing, self.features)
         config, images = self.config.evaluation, self.images
-        val, test = (
-            predictions_table(images, images.rows(split), predictor, config.batch_size)
-            for split in ("val", "test")
-        )
+        detector = remember(run, images, predictor, self.train, self.config.trust)
+        val = predictions_table(images, images.rows("val"), predictor, config.batch_size)  # set its threshold
+        test = predictions_table(images, images.rows("test"), predictor, config.batch_size, detector)
         keep_predictions(run, images, (val, test))
-        run.card["trust"] = assess(run, images, predictor, self.train, self.config.trust)
+        assess(run, predictor, self.config.trust)
         evaluate_tables(run, images, (val, test), predictor, config, reporter)
 
 

@@ -18,7 +18,7 @@ from scanprior.api.prediction_tables import certain, labelled_only, predictions_
 from scanprior.api.predictor import Member, Predictor
 from scanprior.api.settings import DataConfig, EnsembleConfig
 from scanprior.api.sources import Images, load
-from scanprior.api.trust import assess
+from scanprior.api.trust import assess, remember
 from scanprior.config import build, merge, parse_settings
 from scanprior.engine import Reporter
 from scanprior.errors import ConfigError, DataError, RunError
@@ -82,8 +82,8 @@ def ensemble(
     images = load(config.sources, data, reporter, learn="labels", forms=predictor.further_forms)
     val, test = common_rows(images, histories, method, reporter)
     batch = config.evaluation.batch_size
-    tables = [predictions_table(images, rows, predictor, batch) for rows in (val, test)]
-    validated = certain(labelled_only(tables[0], predictor), predictor)
+    validation = predictions_table(images, val, predictor, batch)
+    validated = certain(labelled_only(validation, predictor), predictor)
     if config.method in FITTED_METHODS and not len(validated):
         raise DataError(f"--method {method}: no validation image that is common to the members has a label")
     if config.method in FITTED_METHODS:
@@ -107,9 +107,11 @@ def ensemble(
     run.card = _card(config, predictor, images, members, histories, section, test)
     with replacing(run.path / "data.parquet") as part:
         used_together(histories).to_parquet(part, index=False)
-    together = (recombined(tables[0], predictor), recombined(tables[1], predictor))
+    detector = remember(run, images, predictor, images.rows("train"), config.trust)
+    tested = predictions_table(images, test, predictor, batch, detector)
+    together = (recombined(validation, predictor), tested)
     keep_predictions(run, images, together)
-    run.card["trust"] = assess(run, images, predictor, images.rows("train"), config.trust)
+    assess(run, predictor, config.trust)
     if evaluate_tables(run, images, together, predictor, config.evaluation, reporter) is None:
         reporter.note("no labelled validation or test image: the ensemble is not evaluated")
     run.finish(run.card)

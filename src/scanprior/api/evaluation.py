@@ -17,6 +17,7 @@ from scanprior.api.ensemble_results import members_section
 from scanprior.api.evaluation_files import Origin, check_name, evaluation_name, save_evaluation
 from scanprior.api.mask_results import evaluate_stored_masks
 from scanprior.api.models import load_predictor, load_segmenter
+from scanprior.api.outlier_detection import OutlierDetector
 from scanprior.api.prediction_tables import (
     certain,
     labelled_only,
@@ -37,6 +38,7 @@ from scanprior.evaluation import compare as compare_predictions
 from scanprior.evaluation import compare_masks
 from scanprior.evaluation import evaluate as evaluate_predictions
 from scanprior.evaluation.conformal_sets import ConformalSets
+from scanprior.evaluation.outliers import flagged_shares
 from scanprior.files import replacing
 from scanprior.run import Run
 from scanprior.tasks.segment import Segmenter
@@ -101,13 +103,23 @@ def write_evaluation(
         seed=config.seed,
         level=config.level,
     )
-    if sets := (run.card.get("trust") or {}).get("sets"):
-        result["sets"] = ConformalSets.of_card(sets).measured(
-            table, model.classes, level=config.level, resamples=config.resamples, seed=config.seed
-        )
+    result |= _limits_measured(run, table, model, config)
     if model.combination is not None:
         result["ensemble"] = members_section(run, table, model, config, thresholds)
     return save_evaluation(run, name, table, result, origin or Origin(), reporter)
+
+
+def _limits_measured(
+    run: Run, table: pd.DataFrame, model: Predictor, config: EvaluationConfig
+) -> dict[str, Any]:
+    """Return how often the run's conformal sets hold the truth, and how many images it calls outliers."""
+    trust, made = run.card.get("trust") or {}, {}
+    how: dict[str, Any] = {"level": config.level, "resamples": config.resamples, "seed": config.seed}
+    if trust.get("sets"):
+        made["sets"] = ConformalSets.of_card(trust["sets"]).measured(table, model.classes, **how)
+    if "outlier" in table and trust["outliers"]["threshold"] is not None:
+        made["outliers"] = flagged_shares(table, **how)
+    return made
 
 
 def evaluate(
@@ -152,9 +164,8 @@ def evaluate(
         return evaluate_stored_masks(
             opened, model, subject.preprocessing, images, rows, chosen, subject.config, reporter, origin
         )
-    labelled = with_errors(
-        subject.predictions(model), images, None if subject.split == "all" else subject.split
-    )
+    table = subject.predictions(model, detector=OutlierDetector.open(opened))
+    labelled = with_errors(table, images, None if subject.split == "all" else subject.split)
     thresholds = subject.thresholds(model)
     return write_evaluation(
         opened,
@@ -200,15 +211,20 @@ class Subject:
     config: EvaluationConfig
 
     def predictions(
-        self, model: Predictor, change: Callable[[ImageStore], ImageStore] | None = None
+        self,
+        model: Predictor,
+        change: Callable[[ImageStore], ImageStore] | None = None,
+        detector: OutlierDetector | None = None,
     ) -> pd.DataFrame:
         """Predict the images that have a label; ``change`` gives the store of the same images, changed.
+
+        With a detector it is also said which are outliers.
 
         Raises:
             DataError: there is none, or a label is no class of the run.
         """
         images = self.images if change is None else self.images.changed(change)
-        table = predictions_table(images, self.rows, model, self.config.batch_size)
+        table = predictions_table(images, self.rows, model, self.config.batch_size, detector)
         _check_labels(table, model, self.data)
         return labelled_only(table, model)
 

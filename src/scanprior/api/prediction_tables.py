@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from scanprior.api.outlier_detection import OutlierDetector
 from scanprior.api.predictor import Predictor
 from scanprior.api.settings import EvaluationConfig
 from scanprior.api.sources import Images, side_columns
@@ -26,14 +27,19 @@ class Labelled(Protocol):
 
 
 def predictions_table(
-    images: Images, rows: NDArray[np.int64], predictor: Predictor, batch_size: int
+    images: Images,
+    rows: NDArray[np.int64],
+    predictor: Predictor,
+    batch_size: int,
+    detector: OutlierDetector | None = None,
 ) -> pd.DataFrame:
     """Predict stored images; one row each, with labels, side columns and ``prob:`` columns.
 
-    Of an ensemble there are also the columns ``member:NUMBER:CLASS``.
+    Of an ensemble there are also the columns ``member:NUMBER:CLASS``. With a detector there are its columns, from the
+    same pass of the encoders; not where kept features are read, of which there is too little to tell outliers.
     """
     frame = images.frame.iloc[rows].reset_index(drop=True)
-    members = predictor.of_stored(images, rows, batch_size)
+    members, unlike = _predicted(images, rows, predictor, batch_size, detector)
     found = predictor.combined(members)
     table = pd.DataFrame({"image": frame["image"]})
     table["patient"] = frame.get("patient")
@@ -55,8 +61,29 @@ def predictions_table(
         for who, probabilities in enumerate(members):
             for number, name in enumerate(predictor.classes):
                 table[member_column(who, name)] = probabilities[:, number]
+    for column, values in unlike.items():
+        table[str(column)] = (
+            values.convert_dtypes() if values.dtype == bool else values
+        )  # a missing one is no false
     table["error"] = None
     return table
+
+
+def _predicted(
+    images: Images,
+    rows: NDArray[np.int64],
+    predictor: Predictor,
+    batch_size: int,
+    detector: OutlierDetector | None,
+) -> tuple[NDArray[np.float64], pd.DataFrame]:
+    """Return the probabilities (K, N, classes) of the members, and what a detector says of the N images."""
+    if detector is None or predictor.reads_features or not len(rows):
+        return predictor.of_stored(images, rows, batch_size), pd.DataFrame()
+    members, unlike = [], []
+    for found in predictor.stored_answers(images, rows, batch_size):
+        members.append(found.members)
+        unlike.append(pd.DataFrame(detector.columns(found.descriptors)))
+    return np.concatenate(members, axis=1), pd.concat(unlike, ignore_index=True)
 
 
 def recombined(table: pd.DataFrame, predictor: Predictor) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -133,6 +133,16 @@ class Predictor(Embedder):
     def combined(self, members: Floats) -> Floats:
         """Return the probabilities (N, classes) of the whole from those (K, N, classes) of the members."""
         return members[0] if self.combination is None else self.combination(members, self.kind)
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether stored images are predicted from kept features, so that no encoder sees them."""
+        return self.members[0].features is not None
+
+    def stored_answers(self, images: Images, rows: Rows, batch_size: int) -> Iterator[Answers]:
+        """Yield what ``answers`` gives for the stored images at ``rows``, ``batch_size`` at a time."""
+        for start in range(0, len(rows), batch_size):
+            yield self.answers(self.stored(images, rows[start : start + batch_size]))
 
     def of_stored(self, images: Images, rows: Rows, batch_size: int) -> Floats:
         """Return the probabilities (K, N, classes) that the members give the stored images at ``rows``."""

@@ -21,6 +21,7 @@ from scanprior.api.sources import Images
 from scanprior.evaluation import apply_temperature, fit_temperature, truth_matrix
 from scanprior.evaluation.combination import log_loss
 from scanprior.evaluation.conformal_sets import ConformalSets
+from scanprior.evaluation.labels import groups_of
 from scanprior.run import Run
 from scanprior.tasks.heads import Kind
 
@@ -92,25 +93,35 @@ class Trust:
         return made
 
 
-def assess(run: Run, images: Images, model: Predictor, train: Rows, config: TrustConfig) -> dict[str, Any]:
-    """Return what a card says of a classifier's limits, and write what it keeps of its training images.
+def remember(
+    run: Run, images: Images, model: Predictor, train: Rows, config: TrustConfig
+) -> OutlierDetector | None:
+    """Begin the section ``trust`` of a classifier's card: write what it keeps of its training images.
 
     Args:
-        run: with ``predictions.parquet`` of its validation images.
+        run: whose it is.
         images: its images.
         model: its classifier, or the members of an ensemble.
         train: the rows of the store it was trained on.
         config: what is wanted.
+
+    Returns:
+        What tells images that are unlike them; None where nothing is kept.
     """
-    section: dict[str, Any] = {"notes": []}
-    section |= _fitted(run, model, config, section["notes"])
+    notes: list[str] = []
     labels = ["label"] if model.kind == "multiclass" else model.classes
-    section["outliers"] = keep_reference(run, images, model, train, labels, config, section["notes"])
-    return section
+    outliers = keep_reference(run, images, model, train, labels, config, notes)
+    run.card["trust"] = {"outliers": outliers, "notes": notes}
+    return OutlierDetector.open(run)
+
+
+def assess(run: Run, model: Predictor, config: TrustConfig) -> None:
+    """Complete the section: fit temperature and conformal sets to what ``predictions.parquet`` says of validation."""
+    section = run.card["trust"]
+    section |= _fitted(run, model, config, section["notes"])
 
 
 def _fitted(run: Run, model: Predictor, config: TrustConfig, notes: list[str]) -> dict[str, Any]:
-    """Fit temperature and conformal sets to the predictions of validation images."""
     table = certain(validation_predictions(run, model), model)
     truth = truth_matrix(table, model.classes, model.kind)
     found = table[[f"prob:{name}" for name in model.classes]].to_numpy(np.float64)
@@ -124,14 +135,13 @@ def _fitted(run: Run, model: Predictor, config: TrustConfig, notes: list[str]) -
     value = fit_temperature(found, truth, model.kind)
     losses = (log_loss(p, truth, model.kind) for p in (found, apply_temperature(found, value, model.kind)))
     before, after = (round(loss, 6) for loss in losses)
-    patients = table["patient"][known] if table["patient"].notna().all() else None
     sets = ConformalSets.fit(
         found,
         truth,
         model.kind,
         config.coverage,
         config.sets,
-        None if patients is None else patients.to_numpy(),
+        groups_of(table.iloc[known])[0],
     )
     notes += sets.reasons(model.classes)
     return {
