@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import os
 import random
 import re
+import signal
 import socket
 import struct
 import tempfile
@@ -17,12 +20,17 @@ from contextlib import suppress
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
-from data import bad_files
+from data import bad_files, made_dicom
+from scanprior.api.reading import Reading
+from scanprior.data.readers import Upload
 from scanprior.errors import ConfigError, DataError, RunError
 from scanprior.run import Run
 from scanprior.serving import serve
+from scanprior.serving.decoding import Decoders
 from scanprior.serving.limits import Limits
 from serving.conftest import TOKEN, Server, listening
 
@@ -59,17 +67,34 @@ def test_every_bad_file_is_refused(server: Server, tmp_path: Path) -> None:
 
 
 def test_planted_identities_come_back_nowhere(
-    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level("DEBUG")
-    for name, data in bad_files.good_files(seed=7).items():
-        if not name.endswith(".dcm"):
-            continue
-        broken = data.replace(b"MONOCHROME2", b"MONOCHROMEX")
-        for content in (data, broken, data[:-9]):
-            response = server.post("/predict", ("Doe-Jane-1970.dcm", content))
-            said = response.text + str(response.headers) + caplog.text
-            assert "Planted" not in said and "PLANTED" not in said and "Doe" not in said
+    planted = {
+        "Modality": "PLANTED",
+        "PhotometricInterpretation": "PLANTED^X 1970",
+        "VOILUTFunction": "PLANTED",
+    }
+    files = [data for name, data in bad_files.good_files(seed=7).items() if name.endswith(".dcm")]
+    files += [data[:-9] for data in files]
+    for keyword, value in planted.items():
+        window = {"WindowCenter": 100, "WindowWidth": 50}
+        made = made_dicom.dataset(made_dicom.grey_values(8), **{**window, keyword: value})
+        if keyword == "Modality":
+            del made.PixelData
+        files.append(made_dicom.save(made, tmp_path / "x.dcm").read_bytes())
+    details = []
+    for content in files:
+        response = server.post("/predict", ("Doe-Jane-1970.dcm", content))
+        shown = capfd.readouterr()
+        said = response.text + str(response.headers) + caplog.text + shown.out + shown.err
+        assert "PLANTED" not in said.upper() and "Doe" not in said
+        details.append(response.json().get("detail"))
+    assert details[-3:] == [
+        "no pixel data found: truncated, or not an image",
+        "PhotometricInterpretation is not supported",
+        "VOILUTFunction is not LINEAR, LINEAR_EXACT or SIGMOID",
+    ]
 
 
 def test_fuzzed_bodies(server: Server, images: list[Path]) -> None:
@@ -105,6 +130,12 @@ def _damaged(body: bytearray, chance: random.Random) -> bytes:
         if not body:
             break
     return bytes(body)
+
+
+def _png(width: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.full((9, width), 100, np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def _damaged_text(text: str, chance: random.Random) -> str:
@@ -145,7 +176,9 @@ def test_too_much_of_everything(strict: Server, images: list[Path], monkeypatch:
         while True:
             yield bytes(100_000)
 
-    with suppress(httpx.TransportError):  # it hangs up on whoever does not even listen
+    with suppress(
+        httpx.WriteError, httpx.ReadError, httpx.RemoteProtocolError
+    ):  # it hangs up on whoever does not even listen
         assert strict.client.post("/predict", content=endless(), headers=boundary).status_code == 413
     fields = b"".join(b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n' for _ in range(5000))
     response = strict.client.post("/predict", content=fields + b"--x--\r\n", headers=boundary)
@@ -237,18 +270,13 @@ def test_names_of_files_mean_nothing(server: Server, images: list[Path], name: s
     assert not name or name not in response.text
 
 
-def test_a_decoder_that_is_stuck_or_dies(server: Server, images: list[Path]) -> None:
-    """Only the file that did it suffers."""
-    import asyncio
-    import signal
-
-    from scanprior.data.readers import Upload
-    from scanprior.serving.decoding import Decoders
+def test_a_decoder_that_is_stuck_or_dies(images: list[Path]) -> None:
+    """Only the file that did it suffers; also where the process dies with nothing to do."""
+    upload = Upload(images[0].read_bytes(), "x.png")
 
     async def tried() -> list[str | None]:
         decoders = Decoders(1, 10**6, 0.5)
         await decoders.start()
-        upload = Upload(images[0].read_bytes(), "x.png")
         stuck = decoders._pool.schedule(time.sleep, args=[60], timeout=0.5)
         found = [(await decoders.read(upload, {})).error]
         with pytest.raises(TimeoutError):
@@ -257,17 +285,56 @@ def test_a_decoder_that_is_stuck_or_dies(server: Server, images: list[Path]) -> 
         dying = decoders._pool.schedule(signal.raise_signal, args=[signal.SIGKILL])
         found.append((await decoders.read(upload, {})).error)
         assert dying.exception() is not None
+        idle = decoders._pool.schedule(os.getpid).result()
+        os.kill(idle, signal.SIGKILL)
+        await asyncio.sleep(0.5)
+        found += [(await decoders.read(upload, {})).error for _ in range(3)]
         decoders.close()
         return found
 
-    assert asyncio.run(tried()) == [None, None]
+    found = asyncio.run(tried())
+    assert found[:2] == [None, None] and found[-1] is None
+    assert found[2] is None or "decoder stopped" in found[2]
+
+
+def test_one_image_that_the_network_fails_on_fails_alone(
+    server: Server, images: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = server.service._batches["chest"]
+    compute = batches._compute
+
+    def failing(readings: list[Reading]) -> object:
+        if any(reading.width == 7 for reading in readings):
+            raise MemoryError("of a batch")
+        return compute(readings)
+
+    monkeypatch.setattr(batches, "_compute", failing)
+    files = [*images[:5], ("odd.png", _png(7)), *images[5:9]]
+    results = server.post("/predict", *files).json()["results"]
+    errors = [result["error"] for result in results]
+    assert errors == [None] * 5 + ["the network failed on this image"] + [None] * 4
+    monkeypatch.undo()
+    assert server.post("/predict", *images[:3]).status_code == 200
+
+
+def test_forms_that_are_not_quite_forms(server: Server, images: list[Path]) -> None:
+    one = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    one += images[0].read_bytes() + b"\r\n"
+    kind = "multipart/form-data; boundary=x"
+    for body in (one, one + one, one + one[:200]):
+        response = server.client.post("/predict", content=body, headers={"content-type": kind})
+        assert response.status_code == 400 and response.json()["detail"]
+    for charset in ("undefined", "punycode", "idna", "nonsense"):
+        headers = {"content-type": f"{kind}; charset={charset}"}
+        response = server.client.post("/predict", content=one + b"--x--\r\n", headers=headers)
+        assert response.status_code in (200, 400), charset
 
 
 def test_the_token(classifier: Run, images: list[Path]) -> None:
     with listening([classifier.path], token=TOKEN) as server:
         for path in ("/", "/health", "/page/page.js", "/session"):
             assert server.client.get(path).status_code == 200, path
-        assert server.client.get("/session").json() == {"entered": False}
+        assert server.client.get("/session").json()["entered"] is False
         for path in ("/models", "/metrics", "/runs", "/models/chest/card", "/openapi.json", "/docs", "/none"):
             refused = server.client.get(path)
             assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer", path
@@ -283,7 +350,7 @@ def test_the_token(classifier: Run, images: list[Path]) -> None:
         assert entered.status_code == 204 and "HttpOnly" in cookie and "SameSite=strict" in cookie
         assert TOKEN not in cookie
         assert server.client.get("/models").status_code == 200  # by the cookie
-        assert server.client.get("/session").json() == {"entered": True}
+        assert server.client.get("/session").json()["entered"] is True
         server.client.cookies.clear()
         assert server.client.get("/models", headers={"cookie": "scanprior=0"}).status_code == 401
 
@@ -344,6 +411,12 @@ def test_what_serve_refuses(classifier: Run, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ConfigError, match="5 characters"):
         serve(run, host="0.0.0.0")
     monkeypatch.delenv("SCANPRIOR_TOKEN")
+    with pytest.raises(ConfigError, match="--workers 0"):
+        serve(run, workers=0)
+    with pytest.raises(ConfigError, match=r"--certificate .*none.pem"):
+        serve(run, certificate=tmp_path / "none.pem", key=tmp_path / "none.pem")
+    with pytest.raises(ConfigError, match="--files 600"):
+        Limits(files=600)
     with pytest.raises(ConfigError, match="belong together"):
         serve(run, certificate="x.pem")
     with pytest.raises(DataError, match="no such folder"):

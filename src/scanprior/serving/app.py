@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -18,7 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from scanprior import __version__
 from scanprior.api.reading import Reading, default_workers
 from scanprior.data.readers import Upload
-from scanprior.errors import ConfigError
+from scanprior.errors import ConfigError, ScanpriorError
 from scanprior.reporting.model_card import RESEARCH_ONLY, model_card
 from scanprior.saliency import METHODS
 from scanprior.serving import pages, schema
@@ -29,6 +30,8 @@ from scanprior.serving.guard import COOKIE, Guard, is_session, session_of
 from scanprior.serving.limits import Limits
 from scanprior.serving.served import Answer, Served, explained, picture
 from scanprior.serving.uploads import BODY, Desk
+
+log = logging.getLogger("scanprior.serving")
 
 MOST_EXPLAINED = 8
 """Files of one request to ``/explain``, which takes far longer than a prediction."""
@@ -83,6 +86,7 @@ class Service:
         """Begin to work, in the loop that runs."""
         limits = self.limits
         self._thread = ThreadPoolExecutor(1, "network")  # one at a time uses the networks
+        self._originals = asyncio.Semaphore(2)  # decoded images are many times as large as what was sent
         self._decoders = Decoders(self._workers, limits.pixels, limits.read_seconds)
         await self._decoders.start()
         self._batches: dict[str, Batches[Reading, Answer]] = {}
@@ -96,7 +100,7 @@ class Service:
         """Stop working."""
         for batches in self._batches.values():
             await batches.close()
-        self._decoders.close()
+        await asyncio.to_thread(self._decoders.close)
         self._thread.shutdown()
 
     def model(self, name: str | None) -> Served:
@@ -132,10 +136,16 @@ class Service:
             reading = await self._decoders.read(upload, served.forms, frame=frame)
         finally:
             batches.arrived()
-        self.counts.images.labels(served.name, "error" if reading.error else "answered").inc()
         if reading.error is not None:
+            self.counts.images.labels(served.name, "error").inc()
             return {"file": number, "error": reading.error}
-        answer = await batches.answer(reading)
+        try:
+            answer = await batches.answer(reading)
+        except Exception as error:  # of this image alone: the others of its batch have been answered
+            log.error("the network failed: %s", type(error).__name__)
+            self.counts.images.labels(served.name, "failed").inc()
+            return {"file": number, "error": "the network failed on this image"}
+        self.counts.images.labels(served.name, "answered").inc()
         said = {
             "file": number,
             "error": None,
@@ -172,11 +182,12 @@ class Service:
         class_name: str | None,
         method: str,
     ) -> dict[str, Any]:
-        reading = await self._decoders.read(upload, {}, frame=frame, original=True)
-        if reading.original is None:
-            return {"file": number, "error": reading.error}
-        work = partial(explained, served, reading.original, class_name, method)
-        return {"file": number, "error": None, **await self._in_network(work)}
+        async with self._originals:
+            reading = await self._decoders.read(upload, {}, frame=frame, original=True)
+            if reading.original is None:
+                return {"file": number, "error": reading.error}
+            work = partial(explained, served, reading.original, class_name, method)
+            return {"file": number, "error": None, **await self._in_network(work)}
 
     async def picture(self, upload: Upload, frame: int | None) -> tuple[Reading, tuple[bytes, int, int, int]]:
         """Return an image to look at, see ``picture``.
@@ -185,10 +196,16 @@ class Service:
             HTTPException: 422 if it cannot be read.
         """
         with self._queued(1):
-            reading = await self._decoders.read(upload, {}, frame=frame, original=True)
-            if reading.original is None:
-                raise HTTPException(422, str(reading.error))
-            made = await asyncio.get_running_loop().run_in_executor(None, picture, reading.original)
+            async with self._originals:
+                return await self._pictured(upload, frame)
+
+    async def _pictured(
+        self, upload: Upload, frame: int | None
+    ) -> tuple[Reading, tuple[bytes, int, int, int]]:
+        reading = await self._decoders.read(upload, {}, frame=frame, original=True)
+        if reading.original is None:
+            raise HTTPException(422, str(reading.error))
+        made = await asyncio.get_running_loop().run_in_executor(None, picture, reading.original)
         return reading, made
 
     async def _in_network(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -237,9 +254,10 @@ def create_app(service: Service, *, token: str | None = None, local: bool = True
     )
     app.add_exception_handler(RequestValidationError, _wrong_parameter)
     app.add_exception_handler(ConfigError, _wrong_choice)
+    app.add_exception_handler(ScanpriorError, _gone)
     _answering(app, service)
     _telling(app, service)
-    _entering(app, token)
+    _entering(app, service.limits, token)
     pages.add_pages(app, service.folder)
     app.add_middleware(
         Guard,
@@ -284,10 +302,8 @@ def _answering(app: FastAPI, service: Service) -> None:
             raise HTTPException(422, f"{served.name} predicts masks: /predict shows them")
         if class_name is not None:
             served.explainer.check_class(class_name)
-        if method not in served.explainer.methods:
-            raise HTTPException(
-                422, f"this method does not fit; these do: {', '.join(served.explainer.methods)}"
-            )
+        if method not in served.methods:
+            raise HTTPException(422, f"this method does not fit; these do: {', '.join(served.methods)}")
         with service.desk.room_for(request):
             uploads = await service.desk.receive(request, MOST_EXPLAINED)
             return _results(served, await service.explain(served, uploads, frame, class_name, method))
@@ -340,12 +356,13 @@ def _telling(app: FastAPI, service: Service) -> None:
         return Response(service.counts.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _entering(app: FastAPI, token: str | None) -> None:
+def _entering(app: FastAPI, limits: Limits, token: str | None) -> None:
     """Add the routes by which the page knows whether it is let in, and keeps that it was."""
 
     @app.get("/session", include_in_schema=False)
-    async def session(request: Request) -> dict[str, bool]:
-        return {"entered": token is None or is_session(request.cookies.get(COOKIE, ""), token)}
+    async def session(request: Request) -> dict[str, Any]:
+        entered = token is None or is_session(request.cookies.get(COOKIE, ""), token)
+        return {"entered": entered, "limits": {"files": limits.files, "upload_mb": limits.upload_mb}}
 
     @app.post("/session", status_code=204, include_in_schema=False)
     async def enter(request: Request) -> Response:
@@ -402,3 +419,9 @@ async def _wrong_parameter(request: Request, error: Exception) -> JSONResponse:
 
 async def _wrong_choice(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": str(error).removeprefix("--")}, 422)
+
+
+async def _gone(request: Request, error: Exception) -> JSONResponse:
+    """Say that a run is no longer where it was; the error itself would name folders of this machine."""
+    log.error("%s in %s", type(error).__name__, request.scope.get("route"))
+    return JSONResponse({"detail": "this is no longer there, or cannot be read"}, 404)

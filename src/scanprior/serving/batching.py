@@ -48,7 +48,7 @@ class Batches(Generic[Item, Answer]):
         self._task = asyncio.get_running_loop().create_task(self._work())
 
     async def close(self) -> None:
-        """Stop; whoever waits is cancelled."""
+        """Stop; whoever waits, also for the batch under way, is cancelled."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -73,27 +73,37 @@ class Batches(Generic[Item, Answer]):
         return await future
 
     async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await self._gather()
             taken = [self._waiting.popleft() for _ in range(min(self.size, len(self._waiting)))]
             batch = [(item, future) for item, future in taken if not future.done()]  # some have gone away
-            if not batch:
-                continue
-            begun = loop.time()
             try:
-                answers = await loop.run_in_executor(
-                    self._executor, self._compute, [item for item, _ in batch]
-                )
-            except Exception as error:
+                await self._answered(batch)
+            except asyncio.CancelledError:
                 for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            self._computed(len(batch), loop.time() - begun)
-            for (_, future), answer in zip(batch, answers, strict=True):
-                if not future.done():
-                    future.set_result(answer)
+                    future.cancel()
+                raise
+
+    async def _answered(self, batch: list[tuple[Item, asyncio.Future[Answer]]]) -> None:
+        """Compute a batch; where that fails each of its items alone, so that one fails for itself only."""
+        if not batch:
+            return
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        try:
+            answers = await loop.run_in_executor(self._executor, self._compute, [item for item, _ in batch])
+            pairs = list(zip(batch, answers, strict=True))
+        except Exception as error:
+            if len(batch) > 1:
+                for one in batch:
+                    await self._answered([one])
+            elif not batch[0][1].done():
+                batch[0][1].set_exception(error)
+            return
+        self._computed(len(batch), loop.time() - begun)
+        for (_, future), answer in pairs:
+            if not future.done():
+                future.set_result(answer)
 
     async def _gather(self) -> None:
         """Wait until there is a batch to compute."""

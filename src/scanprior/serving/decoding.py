@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import signal
+import threading
 from collections.abc import Mapping
 from concurrent.futures import TimeoutError as TookTooLong
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -14,22 +19,25 @@ from scanprior.data.readers import Upload, at_most, read_image
 from scanprior.workers import end_with_parent, worker_context
 
 _DAMAGED_DICOM = "damaged or truncated DICOM"
+_QUOTED_KIND = re.compile(r" \(modality .*?\)(?=:)", re.S)
+_QUOTED_VALUE = re.compile(r"(PhotometricInterpretation|VOILUTFunction|transfer syntax) .* (is not)", re.S)
+_GRACE = 10.0
+"""Seconds beyond its own after which a pool of processes that does not answer is given up and made anew."""
 
 
 class Decoders:
     """A few processes that decode uploads.
 
     Args:
-        workers: how many.
+        workers: how many, at least 1.
         pixels: more than these an image may not have.
         seconds: that a file may take.
     """
 
     def __init__(self, workers: int, pixels: int, seconds: float) -> None:
         self.pixels, self.seconds, self._workers = pixels, seconds, workers
-        context = worker_context()
-        context.set_forkserver_preload([__name__])  # imported once: one that was ended is replaced at once
-        self._pool = ProcessPool(workers, context=context, initializer=end_with_parent)
+        self._pool = self._made()
+        self._free = asyncio.Semaphore(workers)  # so that a time limit is of the decoding, not of the waiting
 
     async def start(self) -> None:
         """Start the processes, which takes seconds, before the first upload needs one."""
@@ -52,20 +60,56 @@ class Decoders:
             frame: of a file of several, from 0; None = the first.
             original: whether the decoded image is wanted, too.
         """
-        work = self._pool.schedule(
-            _decode, args=[upload, dict(forms), frame, original, self.pixels], timeout=self.seconds
-        )
-        try:
-            return await asyncio.wrap_future(work)
-        except TookTooLong:
-            return _refused(f"to read it takes longer than the {self.seconds:g} seconds allowed")
-        except ProcessExpired:
-            return _refused("its decoder stopped: the file is damaged, or too large for the memory there is")
+        async with self._free:
+            pool = self._pool
+            watch = asyncio.timeout(
+                self.seconds + _GRACE
+            )  # pebble's own needs a lock that a dead process may hold
+            try:
+                async with watch:
+                    return await asyncio.wrap_future(self._schedule(upload, dict(forms), frame, original))
+            except TookTooLong:
+                if watch.expired():
+                    self._renew(pool)
+                return _refused(f"to read it takes longer than the {self.seconds:g} seconds allowed")
+            except (ProcessExpired, BrokenProcessPool):
+                return _refused(
+                    "its decoder stopped: the file is damaged, or too large for the memory there is"
+                )
 
     def close(self) -> None:
         """End the processes."""
-        self._pool.stop()  # type: ignore[no-untyped-call]
-        self._pool.join()
+        _end(self._pool)
+
+    def _schedule(self, *arguments: Any) -> Any:
+        work = [*arguments, self.pixels]
+        try:
+            return self._pool.schedule(_decode, args=work, timeout=self.seconds)
+        except RuntimeError:  # a process died with nothing to do, and pebble gives up on the others
+            self._renew(self._pool)
+            return self._pool.schedule(_decode, args=work, timeout=self.seconds)
+
+    def _renew(self, broken: ProcessPool) -> None:
+        """Put new processes in the place of ones that do not answer, unless somebody has."""
+        if self._pool is broken:
+            self._pool = self._made()
+            threading.Thread(target=_end, args=(broken,), daemon=True).start()
+
+    def _made(self) -> ProcessPool:
+        context = worker_context()
+        context.set_forkserver_preload([__name__])  # imported once: one that was ended is replaced at once
+        return ProcessPool(self._workers, context=context, initializer=_begin)
+
+
+def _begin() -> None:
+    """Let a process be ended while it is in a library, which a handler of Python's would wait for."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_parent()
+
+
+def _end(pool: ProcessPool) -> None:
+    pool.stop()  # type: ignore[no-untyped-call]
+    pool.join()
 
 
 def _refused(reason: str) -> Reading:
@@ -80,8 +124,16 @@ def _decode(
     upload: Upload, forms: Mapping[Form, Preprocessing], frame: int | None, original: bool, pixels: int
 ) -> Reading:
     """Decode an upload in a worker process."""
-    with at_most(pixels):
-        reading = Reading.of("", lambda: read_image(upload, frame=frame), forms, original)
-    if reading.error is not None and reading.error.startswith(_DAMAGED_DICOM):
-        return _refused(_DAMAGED_DICOM)  # what a library says of it may quote the header
-    return reading
+    try:
+        with at_most(pixels):
+            reading = Reading.of("", lambda: read_image(upload, frame=frame), forms, original)
+    except Exception as error:  # a fault of ours, or no memory; what it says may quote the file
+        return _refused(f"it cannot be decoded ({type(error).__name__})")
+    return reading if reading.error is None else _refused(unquoted(reading.error))
+
+
+def unquoted(reason: str) -> str:
+    """Return the reason why a file cannot be read without what it may quote of the header: somebody's text, perhaps."""
+    if reason.startswith(_DAMAGED_DICOM):
+        return _DAMAGED_DICOM  # the rest is what a library says
+    return _QUOTED_VALUE.sub(r"\1 \2", _QUOTED_KIND.sub("", reason))

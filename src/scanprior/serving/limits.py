@@ -19,13 +19,13 @@ class Limits:
         upload_seconds: that a request may take to arrive.
         read_seconds: that one file may take to be decoded; then its decoder is ended.
         images_waiting: images of all requests together that have arrived and are not answered.
-        memory_mb: megabytes of all requests together that are arriving or waiting.
+        memory_mb: megabytes of all uploads together that are arriving or waiting, as sent; decoded images come on top.
         batch_size: images that go through the network together.
     """
 
     upload_mb: int = 200
     files: int = 64
-    pixels: int = 100_000_000
+    pixels: int = 50_000_000
     upload_seconds: int = 60
     read_seconds: int = 20
     images_waiting: int = 512
@@ -39,6 +39,10 @@ class Limits:
                 raise ConfigError(f"--{field.name.replace('_', '-')} {value}: give a number of at least 1")
         if self.pixels > MAX_PIXELS:
             raise ConfigError(f"--pixels {self.pixels}: at most {MAX_PIXELS} are ever read; give fewer")
+        if self.files > self.images_waiting:
+            raise ConfigError(
+                f"--files {self.files}: at most {self.images_waiting} images can wait; give fewer"
+            )
         if self.memory_mb < self.upload_mb:
             raise ConfigError(
                 f"--memory-mb {self.memory_mb}: one request alone may have {self.upload_mb} MB; give at least that"

@@ -56,7 +56,11 @@ def add_pages(app: FastAPI, folder: Path | None) -> None:
         file = folder / entry.path / "report.html"
         if file.is_symlink() or not file.is_file():
             raise HTTPException(404, "there is no such report")
-        return HTMLResponse(file.read_bytes(), headers={"Content-Security-Policy": _REPORT_POLICY})
+        try:
+            page = file.read_bytes()
+        except OSError:
+            raise HTTPException(404, "there is no such report") from None
+        return HTMLResponse(page, headers={"Content-Security-Policy": _REPORT_POLICY})
 
 
 def card_page(name: str, card: str) -> str:

@@ -56,6 +56,7 @@ class Served(Protocol):
     kind: str
     classes: Sequence[str]
     explainer: Explainer | None
+    methods: Sequence[str]
 
     @property
     def about(self) -> dict[str, Any]:
@@ -93,6 +94,7 @@ class ServedClassifier:
         self.run, self.name, self.fingerprint = run, name, run.card_fingerprint()
         self.predictor = load_predictor(run)
         self.explainer: Explainer | None = Explainer(self.predictor)
+        self.methods: Sequence[str] = self.explainer.methods  # takes forward passes: now, not in a request
         self.trust = Trust.open(run)
         self.forms: Mapping[Form, Preprocessing] = self.predictor.forms
         self.kind: str = self.predictor.kind
@@ -103,12 +105,11 @@ class ServedClassifier:
     def about(self) -> dict[str, Any]:
         """What distinguishes this run from others."""
         trust = self.run.card.get("trust") or {}
-        assert self.explainer is not None
         return {
             "operating_points": self.points,
             "coverage": _wanted_coverage(trust),
             "false_alarms": _false_alarms(self.run),
-            "explain": self.explainer.methods,
+            "explain": list(self.methods),
             "similar": self.trust.detector is not None,
         }
 
@@ -164,6 +165,7 @@ class ServedSegmenter:
     """A segmenter that answers."""
 
     explainer: Explainer | None = None
+    methods: Sequence[str] = ()
 
     def __init__(self, run: Run, name: str) -> None:
         self.run, self.name, self.fingerprint = run, name, run.card_fingerprint()

@@ -30,6 +30,9 @@ TOKEN_VARIABLE = "SCANPRIOR_TOKEN"
 _HEAD_SECONDS = 15
 """That the head of a request may take to arrive."""
 
+_UNREAD_SECONDS = 30
+"""That the rest of an answer may take to be read once the connection is closed."""
+
 
 def serve(
     runs: str | Path | Sequence[str | Path],
@@ -72,6 +75,8 @@ def serve(
             f"--host {host}: others could reach the server, so it needs a token; set {TOKEN_VARIABLE} or give "
             f"--token-file (at least {LEAST_TOKEN} characters), or stay with 127.0.0.1"
         )
+    if workers is not None and workers < 1:
+        raise ConfigError(f"--workers {workers}: give at least 1")
     if (certificate is None) != (key is None):
         raise ConfigError("--certificate and --key belong together; give both or none")
     if folder is not None and not Path(folder).is_dir():
@@ -82,7 +87,12 @@ def serve(
         workers=workers,
         folder=None if folder is None else Path(folder),
     )
-    app = create_app(service, token=token, local=local)
+    config = configuration(create_app(service, token=token, local=local), certificate, key)
+    try:
+        config.load()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(f"--certificate {certificate} --key {key}: {reason}") from None
     listening = _listen(host, port)
     scheme = "http" if certificate is None else "https"
     if not local and certificate is None:
@@ -92,7 +102,7 @@ def serve(
     shown = f"[{host}]" if ":" in host else host
     reporter.note(f"serving on {scheme}://{shown}:{listening.getsockname()[1]}")
     with listening:
-        _Server(configuration(app, certificate, key)).run(sockets=[listening])
+        _Server(config).run(sockets=[listening])
 
 
 def open_all(runs: str | Path | Sequence[str | Path], reporter: Reporter) -> dict[str, Served]:
@@ -187,6 +197,7 @@ class _Protocol(H11Protocol):
     def _hang_up(self) -> None:
         if self.cycle is None or self.cycle.response_complete:  # else the head is here, and is being answered
             self.transport.close()
+            self._head_timer = self.loop.call_later(_UNREAD_SECONDS, self.transport.abort)
 
 
 def _listen(host: str, port: int) -> socket.socket:

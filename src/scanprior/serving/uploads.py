@@ -41,6 +41,16 @@ BODY = {
 """The body of a request in the description of the interface."""
 
 
+class _Form(MultiPartParser):
+    """A multipart form that knows whether its end has come."""
+
+    ended = False
+
+    def on_end(self) -> None:
+        super().on_end()
+        self.ended = True
+
+
 class Desk:
     """Receives the files of requests, and knows how much of them is held."""
 
@@ -69,7 +79,7 @@ class Desk:
         if _announced(request, 0) > self.limits.upload_bytes:
             raise self._too_large()
         most = min(most or self.limits.files, self.limits.files)
-        parser = MultiPartParser(
+        parser = _Form(
             request.headers, self._counted(request), max_files=most, max_fields=8, max_part_size=4096
         )
         parser.spool_max_size = self.limits.upload_bytes + 1  # beyond which Python would write to a disk
@@ -83,9 +93,13 @@ class Desk:
         except MultiPartException as error:
             what = f"at most {most} files are taken at a time" if "Too many files" in error.message else None
             raise HTTPException(413 if what else 400, what or "the multipart form is damaged") from None
+        except UnicodeError:  # a name in an encoding that is none
+            raise HTTPException(400, "the multipart form is damaged") from None
         except ClientDisconnect:
             raise HTTPException(400, "the upload was cut off") from None
         try:
+            if not parser.ended:
+                raise HTTPException(400, "the multipart form was cut off: its end is missing")
             return self._files(form.multi_items())
         finally:
             await form.close()
@@ -130,6 +144,8 @@ def _suffix(name: str | None) -> str:
 
 
 def _announced(request: Request, unknown: int) -> int:
-    """Return the length that a request announces."""
+    """Return the length that a request announces and is held to."""
+    if "transfer-encoding" in request.headers:  # then the length is another
+        return unknown
     text = request.headers.get("content-length", "")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else unknown

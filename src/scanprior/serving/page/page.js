@@ -2,7 +2,10 @@
 import { View, heatOverlay, maskColour, maskOverlay, pictureOf } from "/page/view.js";
 
 const $ = (id) => document.getElementById(id);
-const state = { models: [], items: [], chosen: -1, explained: new Map(), turn: 0 };
+// `turn` counts sets of files, `looks` what is looked at: what was asked for an earlier one is not shown any more.
+const state = { models: [], limits: { files: 8, upload_mb: 200 }, items: [], chosen: -1, explained: new Map(), turn: 0, looks: 0 };
+
+let ready = null;
 
 function element(name, attributes = {}, ...children) {
   const svg = ["svg", "rect", "line"].includes(name);
@@ -16,7 +19,7 @@ function element(name, attributes = {}, ...children) {
   return made;
 }
 
-const UNLIKE = "no: do not rely on it";
+const UNLIKE = "unlike: do not rely on it";
 const percent = (value) => `${(100 * value).toFixed(1)} %`;
 const say = (text) => { $("status").textContent = text; };
 
@@ -72,7 +75,7 @@ $("gate-form").addEventListener("submit", async (event) => {
   }
   $("token").value = "";
   $("gate").close();
-  begin();
+  ready = begin();
 });
 
 // ---- images --------------------------------------------------------------------------------------------------------
@@ -89,20 +92,23 @@ const view = new View($("canvas"), (shown) => {
 async function look(files) {
   if (!files.length) return;
   complain("");
+  await ready; // the models, of which one is to answer
+  if (!model()) return;
   const turn = ++state.turn;
+  state.looks++;
   state.items = files.map((file) => ({ file, frame: 1, result: null }));
-  state.explained.clear();
+  state.explained = new Map();
   state.chosen = -1;
   $("results").hidden = true;
   say(files.length === 1 ? "Looking at the image …" : `Looking at ${files.length} images …`);
   // A few requests of a few files each: the first answers come early, and no request grows too large.
-  const parts = [];
-  for (let start = 0; start < files.length; start += 8) parts.push([start, files.slice(start, start + 8)]);
-  let done = 0;
+  const parts = await partsOf(state.items);
+  if (turn !== state.turn) return;
+  let done = state.items.filter((item) => item.result).length;
   const worker = async () => {
     for (let part = parts.shift(); part && turn === state.turn; part = parts.shift()) {
-      await answerFor(part[0], part[1], turn);
-      done += part[1].length;
+      await answerFor(part, turn);
+      done += part.length;
       if (turn === state.turn && files.length > 8) say(`${done} of ${files.length} images`);
     }
   };
@@ -118,48 +124,80 @@ async function look(files) {
   $("results").hidden = files.length === 1 && failed === 1;
 }
 
-async function answerFor(start, files, turn) {
-  let results;
-  try {
-    const response = await send("/predict", { model: $("model").value, similar: $("similar").value, each: true }, files);
-    results = (await response.json()).results;
-  } catch (error) {
-    results = files.map((_, file) => ({ file, error: error.message }));
-    if (turn === state.turn) complain(error.message);
+// What one request takes: a few files, and no more megabytes than the server allows. What cannot be read is left out.
+async function partsOf(items) {
+  const parts = [];
+  let held = Infinity;
+  for (const item of items) {
+    try {
+      await item.file.slice(0, 1).arrayBuffer();
+    } catch {
+      item.result = { error: "it is a folder, or not readable; choose the files in it" };
+      continue;
+    }
+    const most = Math.min(8, state.limits.files);
+    if (held + item.file.size > 0.95e6 * state.limits.upload_mb || parts.at(-1).length >= most) {
+      parts.push([]);
+      held = 0;
+    }
+    parts.at(-1).push(item);
+    held += item.file.size;
   }
-  if (turn !== state.turn) return;
-  for (const result of results) state.items[start + result.file].result = result;
+  return parts;
+}
+
+async function answerFor(items, turn) {
+  const asked = { model: $("model").value, similar: $("similar").value, each: true };
+  for (let attempt = 0; turn === state.turn; attempt++) {
+    try {
+      const { results } = await (await send("/predict", asked, items.map((item) => item.file))).json();
+      for (const result of results) items[result.file].result = result;
+      return;
+    } catch (error) {
+      if (error.status === 429 && attempt < 20) {
+        await new Promise((after) => setTimeout(after, 1000));
+        continue;
+      }
+      for (const item of items) item.result = { error: error.message };
+      if (turn === state.turn) complain(error.message);
+      return;
+    }
+  }
 }
 
 function showTable() {
   $("table-part").hidden = state.items.length < 2;
   const about = model();
-  const heads = ["Image", ...(about.kind === "segmentation" ? about.classes.map((name) => `${name} (pixels)`) : verdictHeads(about))];
+  const heads = ["Image", ...(about.kind === "segmentation" ? about.classes.map((name) => `${name} (pixels)`) : verdictHeads(about)), ...(about.false_alarms === null ? [] : ["Training images"])];
   $("table").tHead.replaceChildren(element("tr", {}, ...heads.map((text) => element("th", { scope: "col" }, text))));
   $("table").tBodies[0].replaceChildren(...state.items.map((item, number) => {
     const open = element("button", { type: "button", disabled: Boolean(item.result.error), onclick: () => choose(number) }, item.file.name);
     const cells = item.result.error
       ? [element("td", { class: "bad", colspan: heads.length - 1 }, item.result.error)]
       : cellsOf(about, item.result).map((text) => element("td", { class: text === UNLIKE ? "bad" : null }, text));
-    return element("tr", { "aria-selected": "false" }, element("td", {}, open), ...cells);
+    return element("tr", {}, element("td", {}, open), ...cells);
   }));
 }
 
 function verdictHeads(about) {
-  const heads = [about.kind === "multiclass" ? "Most probable" : "Above operating point", "Probability"];
+  const heads = about.kind === "multiclass" ? ["Most probable", "Probability"] : ["Highest probability"];
+  if (Object.keys(about.operating_points).length) heads.push("Above operating point");
   if (about.coverage !== null) heads.push(`Set (${Math.round(100 * about.coverage)} %)`);
-  if (about.false_alarms !== null) heads.push("Like the training images");
   return heads;
 }
 
 function cellsOf(about, result) {
-  if (result.masks) return about.classes.map((name) => result.masks[name].pixels.toLocaleString("en"));
+  const unlike = about.false_alarms === null ? [] : [result.outlier?.flagged ? UNLIKE : "not flagged"];
+  if (result.masks) return [...about.classes.map((name) => result.masks[name].pixels.toLocaleString("en")), ...unlike];
   const top = Object.entries(result.probabilities).sort((a, b) => b[1] - a[1])[0];
-  const above = Object.entries(result.above_operating_point).filter(([, is]) => is).map(([name]) => name);
-  const cells = about.kind === "multiclass" ? [result.predicted, percent(top[1])] : [above.join(", ") || "none", `${top[0]} ${percent(top[1])}`];
+  const cells = about.kind === "multiclass" ? [result.predicted, percent(top[1])] : [`${top[0]} ${percent(top[1])}`];
+  if (Object.keys(about.operating_points).length) cells.push(above(result).join(", ") || "none");
   if (about.coverage !== null) cells.push(setText(result));
-  if (about.false_alarms !== null) cells.push(result.outlier?.flagged ? UNLIKE : "yes");
-  return cells;
+  return [...cells, ...unlike];
+}
+
+function above(result) {
+  return Object.entries(result.above_operating_point || {}).filter(([, is]) => is).map(([name]) => name);
 }
 
 function setText(result) {
@@ -169,11 +207,17 @@ function setText(result) {
 
 async function choose(number) {
   const item = state.items[number];
+  const mine = ++state.looks;
   state.chosen = number;
-  for (const [place, row] of [...$("table").tBodies[0].rows].entries()) row.setAttribute("aria-selected", String(place === number));
+  for (const [place, row] of [...$("table").tBodies[0].rows].entries()) {
+    row.classList.toggle("chosen", place === number);
+    row.querySelector("button").setAttribute("aria-current", String(place === number));
+  }
   $("results").hidden = false;
   $("detail").hidden = false;
   $("detail-title").textContent = item.file.name;
+  view.clear();
+  $("explain-note").textContent = "";
   showVerdict(item.result);
   showSimilar(item.result);
   $("explain-part").hidden = !model().explain.length;
@@ -183,13 +227,14 @@ async function choose(number) {
   $("frames").textContent = `of ${item.result.frames}`;
   try {
     const picture = await pictureOf(await send("/image", { frame: item.frame - 1 }, [item.file]));
-    if (state.chosen !== number) return;
+    if (mine !== state.looks) return;
     view.show(picture);
     $("canvas").setAttribute("aria-label", `${item.file.name}, ${item.result.width} x ${item.result.height} pixels, ${picture.bits} bits`);
-    if (item.result.masks) view.lay(await maskOverlay(model().classes.map((name) => item.result.masks[name]), picture));
-    else await explain();
+    if (!item.result.masks) return explain();
+    const masks = await maskOverlay(model().classes.map((name) => item.result.masks[name]), picture);
+    if (mine === state.looks) view.lay(masks);
   } catch (error) {
-    complain(error.message);
+    if (mine === state.looks) complain(error.message);
   }
 }
 
@@ -228,12 +273,13 @@ function classVerdict(about, result) {
   }
   if (result.outlier) {
     const rank = `${percent(result.outlier.p)} of validation images are as far from them, or farther`;
-    facts.push(["Likeness", `${result.outlier.flagged ? "unlike" : "like"} the training images (${rank})`]);
+    const said = about.false_alarms === null ? "this run flags no image" : result.outlier.flagged ? "unlike the training images" : "not flagged";
+    facts.push(["Training images", `${said} (${rank})`]);
   }
   return [
     element("h3", {}, "Probabilities"),
     element("table", { class: "bars" }, element("tbody", {}, ...rows)),
-    element("p", { class: "muted" }, Object.keys(about.operating_points).length ? "The line marks the operating point, chosen on validation images." : "This run has no operating point: it had no validation images."),
+    element("p", { class: "muted" }, Object.keys(about.operating_points).length ? "The line marks the operating point, chosen on validation images." : "This run keeps no operating point."),
     element("dl", { class: "facts" }, ...facts.flatMap(([name, text]) => [element("dt", {}, name), element("dd", {}, text)])),
   ];
 }
@@ -251,8 +297,8 @@ function maskVerdict(about, result) {
 function showSimilar(result) {
   $("similar-part").hidden = !result.similar?.length;
   $("cases").replaceChildren(...(result.similar || []).map((each) => {
-    const labels = each.labels.join(", ") || "no finding";
-    const image = each.thumbnail?.startsWith("data:image/jpeg;base64,") ? element("img", { src: each.thumbnail, alt: `Training image: ${labels}` }) : null;
+    const labels = each.labels.join(", ") || (model().kind === "multilabel" ? "no finding labelled" : "");
+    const image = each.thumbnail?.startsWith("data:image/jpeg;base64,") ? element("img", { src: each.thumbnail, alt: labels ? `Training image: ${labels}` : "Training image" }) : null;
     return element("li", {}, image, element("div", {}, labels), element("div", { class: "muted" }, `${each.similarity.toFixed(3)}`));
   }));
 }
@@ -263,38 +309,46 @@ async function explain() {
   const item = state.items[state.chosen];
   const about = model();
   if (!about.explain.length || !view.picture) return;
+  const [mine, kept] = [state.looks, state.explained];
   const asked = { class: $("class").value, method: $("method").value };
-  const key = JSON.stringify([state.chosen, item.frame, asked]);
+  const key = JSON.stringify([about.name, state.chosen, item.frame, asked]);
+  const current = () => mine === state.looks && asked.class === $("class").value && asked.method === $("method").value;
   $("explain-note").textContent = "Looking where it looks …";
   try {
-    if (!state.explained.has(key)) {
+    if (!kept.has(key)) {
       const response = await send("/explain", { model: about.name, frame: item.frame - 1, ...asked }, [item.file]);
-      state.explained.set(key, (await response.json()).results[0]);
+      kept.set(key, (await response.json()).results[0]);
     }
-    if (key !== JSON.stringify([state.chosen, item.frame, { class: $("class").value, method: $("method").value }])) return;
-    const found = state.explained.get(key);
-    view.lay(await heatOverlay(found.saliency_png, view.picture));
+    const found = kept.get(key);
+    if (!current()) return;
+    const map = await heatOverlay(found.saliency_png, view.picture);
+    if (!current()) return;
+    view.lay(map);
     $("explain-note").textContent = `${found.methods.join(", ")}, for ${found.class}. A map shows what the score reacts to, not why.`;
   } catch (error) {
-    $("explain-note").textContent = error.message;
+    if (current()) $("explain-note").textContent = error.message;
   }
 }
 
 // ---- a table to take away ------------------------------------------------------------------------------------------
 
+const UNLIKE_COLUMNS = ["outlier_score", "outlier_p", "outlier"];
+
 function csv() {
   const about = model();
-  const heads = ["image", "predicted", ...about.classes.map((name) => `prob:${name}`), ...about.classes.map((name) => `calibrated:${name}`), "conformal_set", "outlier_score", "outlier_p", "outlier", "error"];
-  const masks = ["image", ...about.classes.map((name) => `area:${name}`), "error"];
-  const rows = state.items.map(({ file, result }) => {
-    if (about.kind === "segmentation") return [file.name, ...about.classes.map((name) => result.masks?.[name].pixels), result.error];
-    return [file.name, result.predicted, ...about.classes.map((name) => result.probabilities?.[name]), ...about.classes.map((name) => result.calibrated?.[name]),
-      result.conformal_set?.map((name) => (result.undecided.includes(name) ? `${name}?` : name)).join("|"), result.outlier?.score, result.outlier?.p, result.outlier?.flagged, result.error];
+  const heads = ["image", "frame", "model", "predicted", ...about.classes.map((name) => `prob:${name}`), ...about.classes.map((name) => `calibrated:${name}`), "above_operating_point", "conformal_set", ...UNLIKE_COLUMNS, "error"];
+  const masks = ["image", "frame", "model", ...about.classes.map((name) => `area:${name}`), ...UNLIKE_COLUMNS, "error"];
+  const rows = state.items.map(({ file, frame, result }) => {
+    const first = [file.name, frame, about.name];
+    const unlike = [result.outlier?.score, result.outlier?.p, result.outlier?.flagged];
+    if (about.kind === "segmentation") return [...first, ...about.classes.map((name) => result.masks?.[name].pixels), ...unlike, result.error];
+    return [...first, result.predicted, ...about.classes.map((name) => result.probabilities?.[name]), ...about.classes.map((name) => result.calibrated?.[name]),
+      above(result).join("|"), result.conformal_set?.map((name) => (result.undecided.includes(name) ? `${name}?` : name)).join("|"), ...unlike, result.error];
   });
   const cell = (value) => {
     let text = value === null || value === undefined ? "" : String(value);
     if (typeof value === "string" && /^[=+\-@\t\r]/.test(text)) text = `'${text}`; // a spreadsheet would run it
-    return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+    return /[",;\t\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   const lines = [about.kind === "segmentation" ? masks : heads, ...rows].map((row) => row.map(cell).join(","));
   const link = element("a", { download: "predictions.csv", href: URL.createObjectURL(new Blob([`${lines.join("\r\n")}\r\n`], { type: "text/csv" })) });
@@ -338,6 +392,7 @@ function drawRuns() {
     const order = typeof x === "number" ? x - y : String(x).localeCompare(String(y), "en", { numeric: true });
     return runs.down ? -order : order;
   });
+  const focused = [...$("run-table").tHead.querySelectorAll("button")].indexOf(document.activeElement);
   const best = bestOf(shown, metric);
   const heads = [...columns, ...(metric ? [["metric", metric]] : []), ["report", "Report"]];
   $("run-table").tHead.replaceChildren(element("tr", {}, ...heads.map(([key, text]) => {
@@ -346,6 +401,7 @@ function drawRuns() {
     const turn = () => { runs.down = runs.sort === key ? !runs.down : key === "metric"; runs.sort = key; drawRuns(); };
     return element("th", { scope: "col", "aria-sort": sorted }, element("button", { type: "button", onclick: turn }, `${text}${sorted ? (runs.down ? " ↓" : " ↑") : ""}`));
   })));
+  if (focused >= 0) $("run-table").tHead.querySelectorAll("button")[focused]?.focus();
   $("run-table").tBodies[0].replaceChildren(...shown.map((run) => {
     const cells = columns.map(([key]) => element("td", {}, key === "created" ? (run.created || "").slice(0, 10) : String(valued(run, key) ?? "")));
     if (run.reason) cells[cells.length - 1].append(element("div", { class: "muted" }, run.reason));
@@ -387,6 +443,7 @@ function showModel() {
 async function begin() {
   try {
     const session = await (await ask("/session")).json();
+    state.limits = session.limits;
     if (!session.entered) return openGate();
     state.models = await (await ask("/models")).json();
   } catch (error) {
@@ -429,13 +486,18 @@ $("run-metric").addEventListener("change", drawRuns);
 $("frame").addEventListener("change", async () => {
   const number = state.chosen;
   const item = state.items[number];
+  const mine = ++state.looks;
   const wanted = Math.min(item.result.frames, Math.max(1, Math.round(Number($("frame").value) || 1)));
   try {
     const response = await send("/predict", { model: $("model").value, similar: $("similar").value, frame: wanted - 1 }, [item.file]);
-    item.result = (await response.json()).results[0];
-    item.frame = wanted;
+    const result = (await response.json()).results[0];
+    if (mine !== state.looks) return;
+    Object.assign(item, { result, frame: wanted });
+    showTable();
     await choose(number);
   } catch (error) {
+    if (mine !== state.looks) return;
+    $("frame").value = item.frame;
     complain(error.message);
   }
 });
@@ -449,4 +511,4 @@ document.addEventListener("drop", (event) => {
   switchTo("images");
   look([...event.dataTransfer.files]);
 });
-begin();
+ready = begin();

@@ -28,6 +28,12 @@ export class View {
     this.reset();
   }
 
+  clear() {
+    this.picture = null;
+    this.overlay = null;
+    this.canvas.getContext("2d").clearRect(0, 0, this.canvas.width, this.canvas.height);
+  }
+
   reset() {
     this.level = Math.round(TOP / 2);
     this.width = TOP;
@@ -108,7 +114,7 @@ export async function pictureOf(response) {
   const buffer = await response.arrayBuffer();
   return {
     data: new Uint16Array(buffer), height: number("X-Height"), width: number("X-Width"),
-    channels: number("X-Channels"), frames: number("X-Frames"), bits: number("X-Bits"),
+    channels: number("X-Channels"), bits: number("X-Bits"),
   };
 }
 
