@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -23,6 +24,7 @@ from scanprior.api.outlier_detection import COLUMNS, OutlierDetector, chosen_row
 from scanprior.api.reading import Reading, read_all
 from scanprior.api.reference import Reference
 from scanprior.data.readers import read_reference
+from scanprior.data.transforms import to_input
 from scanprior.encoders import Encoder
 from scanprior.run import Run
 from scanprior.serving.served import open_served
@@ -116,6 +118,22 @@ def test_maps_and_features_are_of_one_pass_of_the_encoder(segmented: Run, phanto
     )
     assert np.abs(one.maps - three.maps).max() > 1e-4
     np.testing.assert_array_equal(one.descriptors, three.descriptors)
+
+
+def test_features_are_of_the_map_that_masks_are_made_of(segmented: Run, phantoms: Path) -> None:
+    """Not of the class token: no loss of a segmenter reaches what it alone is made of."""
+    model, preprocessing = load_segmenter(segmented)
+    predictor = MaskPredictor(model, preprocessing)
+    (reading,) = read_all([str(of_split(segmented, phantoms, "test")[0])], predictor.forms, workers=0)
+    pixels = {form: np.stack([fitted]) for form, fitted in reading.fitted.items()}
+    with torch.no_grad():
+        features = model.encoder(to_input(pixels[preprocessing.form], preprocessing))
+    expected = features.pyramid[-1].numpy().mean(axis=(2, 3))
+    np.testing.assert_allclose(predictor.answers(pixels).pooled, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(
+        predictor.embeddings(pixels).descriptors, predictor.answers(pixels).descriptors
+    )
+    assert not np.allclose(features.pooled.numpy(), expected, atol=1e-2)
 
 
 def test_similar_training_images_have_pictures_but_no_labels(segmented: Run, phantoms: Path) -> None:

@@ -135,6 +135,15 @@ def test_the_steps_of_a_recipe() -> None:
     assert "runs/two/next/all/seed3" not in steps
 
 
+def test_runs_of_a_study_keep_no_training_images_unless_the_recipe_asks() -> None:
+    steps = [step for step in steps_of(build(Recipe, TREE)) if step.kind in ("tune", "finetune")]
+    assert {step.facts["task"] for step in steps} == {"one", "two"}  # classes and masks
+    assert all(step.options["trust"] == {"reference_images": 0} for step in steps)
+    asked = steps_of(build(Recipe, changed("tasks/two/settings/trust", {"reference_images": 9})))
+    kept = {step.facts["task"]: step.options["trust"] for step in asked if step.kind == "finetune"}
+    assert kept == {"one": {"reference_images": 0}, "two": {"reference_images": 9}}
+
+
 def test_the_steps_of_ensembles() -> None:
     tree = changed(ENSEMBLE, {"members": ["scratch", "mae+1"], "method": "geometric"})
     tree["tasks"]["one"]["ensembles"]["twins"] = {"members": ["mae", "mae+1", "mae+2"]}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from scanprior.api.sources import Images
 from scanprior.data.fitting import Pixels
@@ -23,17 +24,12 @@ class Embeddings:
     """What one or several encoders make of B images.
 
     Attributes:
-        pooled: (B, D) float32, the encoders' pooled features side by side.
+        pooled: (B, D) float32, what ``Embedder.pooled`` returns of the encoders' features, side by side.
         descriptors: (B, E) float32, the encoders' ``descriptor`` side by side.
     """
 
     pooled: NDArray[np.float32]
     descriptors: NDArray[np.float32]
-
-    @classmethod
-    def of(cls, features: Features) -> Embeddings:
-        """Return those of one encoder's features."""
-        return Embeddings(features.pooled.float().cpu().numpy(), descriptor(features).cpu().numpy())
 
     @classmethod
     def joined(cls, parts: Sequence[Embeddings], axis: int) -> Embeddings:
@@ -80,6 +76,14 @@ class Embedder:
         """Return the stored images at ``rows`` in every form."""
         return {form: images.stored_as(form).read(rows) for form in self.forms}
 
+    def pooled(self, features: Features) -> Tensor:
+        """Return the pooled features (B, D), by which similar images are found: the encoder's own."""
+        return features.pooled
+
+    def embedded(self, features: Features) -> Embeddings:
+        """Return what is kept of one encoder's features of B images."""
+        return Embeddings(self.pooled(features).float().cpu().numpy(), descriptor(features).cpu().numpy())
+
     @torch.no_grad()
     def embeddings(self, pixels: Mapping[Form, Pixels]) -> Embeddings:
         """Return what the encoders, in evaluation mode, make of images, without predicting anything.
@@ -91,7 +95,7 @@ class Embedder:
         for encoder, preprocessing in self.encoders:
             images = to_input(torch.from_numpy(pixels[preprocessing.form]), preprocessing)
             device = next(encoder.parameters()).device
-            made.append(Embeddings.of(encoder.eval()(images.to(device))))
+            made.append(self.embedded(encoder.eval()(images.to(device))))
         return Embeddings.joined(made, axis=1)
 
     def embeddings_of_stored(self, images: Images, rows: Rows, batch_size: int = 64) -> Embeddings:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from scanprior.api.embeddings import Embedder, Embeddings
 from scanprior.data.fitting import Pixels
 from scanprior.data.transforms import Augmentation, Form, Preprocessing, augment, to_input
+from scanprior.encoders import Features
 from scanprior.tasks.segment import Segmenter
 
 Maps = NDArray[np.float32]
@@ -43,6 +45,14 @@ class MaskPredictor(Embedder):
         super().__init__([(model.encoder, preprocessing)])
         self.model, self.augmentation = model, augmentation
 
+    def pooled(self, features: Features) -> Tensor:
+        """Return the mean (B, D) of the last map, which the masks are made of.
+
+        The encoder's own may be that of a class token, which no mask is made of and a training on masks leaves as it
+        was.
+        """
+        return features.pyramid[-1].mean(dim=(2, 3))
+
     def answers(self, pixels: Mapping[Form, Pixels], views: int = 0) -> MaskAnswers:
         """Return the probabilities of images, and the features they are made of, from one pass of the encoder.
 
@@ -55,7 +65,7 @@ class MaskPredictor(Embedder):
         maps, features = self.model.answer(to_input(torch.from_numpy(stored), self.preprocessing))
         for view in range(1, views + 1):
             maps = maps + self._view(stored, view)
-        seen = Embeddings.of(features)
+        seen = self.embedded(features)
         return MaskAnswers(seen.pooled, seen.descriptors, np.asarray(maps / (views + 1)))
 
     def _view(self, stored: Pixels, view: int) -> Maps:

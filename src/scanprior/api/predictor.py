@@ -110,7 +110,7 @@ class Predictor(Embedder):
             for view in range(1, views + 1):
                 whole += member.model.predict([_view(stored, view, member)])
             made.append(whole[:, order] / (views + 1))
-            seen.append(Embeddings.of(features))
+            seen.append(self.embedded(features))
         together = Embeddings.joined(seen, axis=1)
         return Answers(together.pooled, together.descriptors, np.stack(made))
 
