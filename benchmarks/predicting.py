@@ -10,13 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-import numpy as np
-
 from benchmarks.made_images import photographs
 from benchmarks.measure import Row, Settings, Side, seconds
 from scanprior import api
 from scanprior.api.models import load_predictor
-from scanprior.api.reading import default_workers, read_all
+from scanprior.api.reading import default_workers, read_all, stacked
 from scanprior.api.references import image_references
 from scanprior.api.trust import Trust
 from scanprior.run import Run
@@ -52,10 +50,8 @@ def _row(settings: Settings, images: Path, what: str, network: str, size: int) -
     references = image_references(images)
     model, trust = load_predictor(run), Trust.open(run)
     readings = list(read_all(references, model.forms, workers=default_workers()))
-    (form,) = model.forms
     batches = [
-        np.stack([reading.fitted[form] for reading in readings[start : start + BATCH]])
-        for start in range(0, len(readings), BATCH)
+        stacked(readings[start : start + BATCH], model.forms) for start in range(0, len(readings), BATCH)
     ]
 
     def reading() -> None:
@@ -64,7 +60,7 @@ def _row(settings: Settings, images: Path, what: str, network: str, size: int) -
 
     def network_alone() -> None:
         for batch in batches:
-            found = model.answers({form: batch})
+            found = model.answers(batch)
             trust.columns(model.combined(found.members), found.descriptors)
 
     def whole() -> None:

@@ -18,9 +18,10 @@ from api.conftest import FINETUNING, _cache, phantoms
 from scanprior import api
 from scanprior.engine import Reporter
 from scanprior.run import Run
-from scanprior.serving.app import Service, create_app
+from scanprior.serving.app import create_app
 from scanprior.serving.limits import Limits
 from scanprior.serving.server import configuration, open_all
+from scanprior.serving.service import Service
 
 __all__ = ["_cache", "phantoms"]
 

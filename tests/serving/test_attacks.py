@@ -10,13 +10,15 @@ import re
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -354,7 +356,9 @@ def test_the_token(classifier: Run, images: list[Path]) -> None:
         assert server.client.get("/models").status_code == 200  # by the cookie
         assert server.client.get("/session").json()["entered"] is True
         server.client.cookies.clear()
-        assert server.client.get("/models", headers={"cookie": "scanprior=0"}).status_code == 401
+        assert (
+            server.client.get("/models", headers={"cookie": f"scanprior-{server.port}=0"}).status_code == 401
+        )
 
 
 def test_other_names_for_this_machine(server: Server) -> None:
@@ -402,6 +406,53 @@ def test_a_stop_waits_for_requests_under_way(classifier: Run, images: list[Path]
         assert server.service._waiting
     sender.join(60)
     assert answers == [200]
+
+
+def test_a_signal_ends_the_command(classifier: Run, images: list[Path]) -> None:
+    program = "from scanprior.cli import main; main()"
+    command = [sys.executable, "-c", program, "serve", str(classifier.path), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if found := re.search(r"serving on (http://127\.0\.0\.1:\d+)", line):
+                break
+        assert found, said
+        files = {"files": ("Doe.png", images[0].read_bytes())}
+        assert httpx.post(f"{found[1]}/predict", files=files, timeout=60).status_code == 200
+        process.terminate()
+        rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and rest.rstrip().endswith("stopped")
+    assert "POST /predict 200" in rest and "Doe" not in rest and "Traceback" not in rest
+
+
+def test_what_is_no_number_is_no_answer(
+    server: Server, images: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JSON has no NaN; the image is named, and the server goes on."""
+    predictor = server.service.served["chest"].predictor  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor, "combined", lambda members: np.full((members.shape[1], 2), np.nan))
+        response = server.post("/predict", images[0])
+    assert response.status_code == 422 and response.json()["detail"] == "the network failed on this image"
+    with monkeypatch.context() as patch:
+        patch.setattr(server.service.served["chest"].explainer, "explain", lambda *_: 1 / 0)
+        assert server.post("/explain", images[0]).status_code == 422
+    assert server.post("/predict", images[0]).status_code == 200
+
+
+def test_an_idle_sender_holds_nothing(strict: Server, images: list[Path]) -> None:
+    """Only what has come counts, so that announcements keep nobody else out."""
+    head = (
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        b"Content-Length: 900000\r\n\r\n"
+    )
+    with ExitStack() as stack:
+        for _ in range(10):
+            idle = stack.enter_context(socket.create_connection(("127.0.0.1", strict.port), timeout=20))
+            idle.sendall(head)
+        assert strict.post("/predict", images[0]).status_code == 200
 
 
 def test_what_serve_refuses(classifier: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

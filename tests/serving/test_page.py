@@ -187,6 +187,9 @@ def test_masks_and_frames(watched: Watched, images: list[Path], tmp_path: Path) 
 
 def test_the_keyboard_alone(watched: Watched, images: list[Path]) -> None:
     page = watched.page
+    page.on(
+        "filechooser", lambda _: None
+    )  # or the first one may come before the browser is asked to tell of it
     page.wait_for_load_state("networkidle")
     reached = []
     for _ in range(12):

@@ -17,7 +17,7 @@ from scanprior.api.mask_results import predicted_masks
 from scanprior.api.models import augmentation_of, load_segmenter
 from scanprior.api.outlier_detection import COLUMNS, OutlierDetector
 from scanprior.api.prediction_rows import TABLES, PredictionRows, parts_of, save_table, spread, worked
-from scanprior.api.reading import Reading, read_all
+from scanprior.api.reading import Reading, read_all, stacked
 from scanprior.data.paths import split_reference
 from scanprior.data.transforms import Augmentation
 from scanprior.engine import Reporter
@@ -114,9 +114,7 @@ class _Segmenting:
         rows: list[dict[str, Any]] = [{"image": each.reference, "error": each.error} for each in readings]
         said: dict[str, NDArray[Any]] = {}
         if good:
-            pixels = {
-                form: np.stack([readings[n].fitted[form] for n in good]) for form in self.predictor.forms
-            }
+            pixels = stacked([readings[n] for n in good], self.predictor.forms)
             answers = self.predictor.answers(pixels, self.views)
             for n, maps in zip(good, answers.maps, strict=True):
                 rows[n] |= self._measured(readings[n], maps)

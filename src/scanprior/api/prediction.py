@@ -24,7 +24,7 @@ from scanprior.api.prediction_rows import (
     worked,
 )
 from scanprior.api.predictor import Predictor
-from scanprior.api.reading import Reading, default_workers, read_all
+from scanprior.api.reading import Reading, default_workers, read_all, stacked
 from scanprior.api.references import Paths, image_references
 from scanprior.api.trust import Trust
 from scanprior.engine import Reporter
@@ -124,13 +124,9 @@ class _Classifying:
         good = np.flatnonzero([reading.error is None for reading in readings]).astype(np.int64)
         columns: dict[str, Any] = {"image": [reading.reference for reading in readings]}
         shown = [reading for reading in readings if reading.error is None]
-        pixels = {
-            form: np.stack([reading.fitted[form] for reading in shown])
-            for form in (model.forms if shown else ())
-        }
         vectors = None
         if shown:
-            answers = model.answers(pixels, self.views)
+            answers = model.answers(stacked(shown, model.forms), self.views)
             probabilities = model.combined(answers.members)
             made = {**named(model, probabilities), **self.trust.columns(probabilities, answers.descriptors)}
             columns |= {name: spread(values, good, len(readings)) for name, values in made.items()}

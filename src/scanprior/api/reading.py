@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+
+import numpy as np
 
 from scanprior.data.fitting import Pixels
 from scanprior.data.parallel import ordered_map
@@ -81,6 +83,11 @@ def read_all(
 def read_one(reference: str, forms: Mapping[Form, Preprocessing], originals: bool = False) -> Reading:
     """Read one image, once for all forms."""
     return Reading.of(reference, lambda: read_reference(absolute_reference(reference)), forms, originals)
+
+
+def stacked(readings: Sequence[Reading], forms: Iterable[Form]) -> dict[Form, Pixels]:
+    """Return images that were read as a network takes several: (B, C, S, S) in every form."""
+    return {form: np.stack([reading.fitted[form] for reading in readings]) for form in forms}
 
 
 def default_workers() -> int:

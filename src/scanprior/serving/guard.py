@@ -6,8 +6,8 @@ import hashlib
 import hmac
 import ipaddress
 import logging
+import secrets
 import time
-from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
@@ -34,13 +34,22 @@ _HEADERS = {
 }
 
 
-COOKIE = "scanprior"
-"""By which the links of the page are allowed; a browser sends it to this server and for its own pages alone."""
+_KEY = secrets.token_bytes(32)
+"""Of this process: what it let in, a later one does not know."""
+
+
+def cookie_name(scope: Scope) -> str:
+    """Return the name of the cookie by which the links of the page are allowed.
+
+    Browsers send cookies to every port of a machine, so that two servers need two names.
+    """
+    server = scope.get("server") or ("", 0)
+    return f"scanprior-{server[1]}"
 
 
 def session_of(token: str) -> str:
     """Return the value of the cookie that stands for a token; the token cannot be read from it."""
-    return hmac.new(token.encode(), b"scanprior session", hashlib.sha256).hexdigest()
+    return hmac.new(_KEY, token.encode(), hashlib.sha256).hexdigest()
 
 
 def is_session(cookie: str, token: str) -> bool:
@@ -70,13 +79,10 @@ class Guard:
         token: that a request has to carry; None = none.
         local: whether only requests to loopback are answered.
         counts: what is counted.
-        routes: the paths that are counted by name.
     """
 
-    def __init__(
-        self, app: ASGIApp, *, token: str | None, local: bool, counts: Counts, routes: Collection[str]
-    ) -> None:
-        self.app, self.counts, self.routes, self.local = app, counts, routes, local
+    def __init__(self, app: ASGIApp, *, token: str | None, local: bool, counts: Counts) -> None:
+        self.app, self.counts, self.local = app, counts, local
         self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,8 +105,9 @@ class Guard:
             refusal = self._refusal(scope)
             await (refusal or self.app)(scope, receive, completed)
         finally:
-            path = scope["path"]
-            route = path if path in self.routes else "other"
+            route = getattr(
+                scope.get("route"), "path", "other"
+            )  # never the path itself, which may name somebody
             seconds = time.monotonic() - begun
             self.counts.requests.labels(route, str(status)).inc()
             self.counts.seconds.labels(route).observe(seconds)
@@ -119,7 +126,7 @@ class Guard:
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._token.encode()):
             return None
-        cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
+        cookie = cookie_parser(headers.get("cookie", "")).get(cookie_name(scope), "")
         if path != "/session" and is_session(cookie, self._token):
             return None
         return JSONResponse(

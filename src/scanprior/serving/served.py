@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,10 +20,9 @@ from scanprior.api.models import load_predictor, load_segmenter
 from scanprior.api.outlier_detection import OutlierDetector
 from scanprior.api.prediction import named
 from scanprior.api.prediction_tables import thresholds_from, validation_predictions
-from scanprior.api.reading import Reading
+from scanprior.api.reading import Reading, stacked
 from scanprior.api.settings import EvaluationConfig
 from scanprior.api.trust import Trust
-from scanprior.data.fitting import Pixels
 from scanprior.data.preprocessing import Form, Preprocessing
 from scanprior.data.readers import ImageData
 from scanprior.errors import RunError
@@ -115,8 +114,10 @@ class ServedClassifier:
 
     def __call__(self, readings: Sequence[Reading]) -> list[Answer]:
         """Answer for images that were read without an error."""
-        found = self.predictor.answers(_pixels(readings, self.forms))
+        found = self.predictor.answers(stacked(readings, self.forms))
         probabilities = self.predictor.combined(found.members)
+        if not np.isfinite(probabilities).all():
+            raise FloatingPointError("probabilities that are no numbers")
         columns = {
             **named(self.predictor, probabilities),
             **self.trust.columns(probabilities, found.descriptors),
@@ -188,7 +189,7 @@ class ServedSegmenter:
 
     def __call__(self, readings: Sequence[Reading]) -> list[Answer]:
         """Answer for images that were read without an error."""
-        found = self.predictor.answers(_pixels(readings, self.forms))
+        found = self.predictor.answers(stacked(readings, self.forms))
         columns = {} if self.detector is None else self.detector.columns(found.descriptors)
         return [
             Answer(
@@ -242,11 +243,6 @@ def picture(image: ImageData) -> tuple[bytes, int, int, int]:
         ]
         sixteen = np.rint(np.stack(planes, 2)).clip(0, 65535).astype(np.uint16)
     return sixteen.astype("<u2").tobytes(), size[1], size[0], sixteen.shape[2]
-
-
-def _pixels(readings: Sequence[Reading], forms: Iterable[Form]) -> dict[Form, Pixels]:
-    """Return the images (B, C, S, S) in every form."""
-    return {form: np.stack([reading.fitted[form] for reading in readings]) for form in forms}
 
 
 def _outlier(columns: Mapping[str, NDArray[Any]], row: int) -> dict[str, Any]:

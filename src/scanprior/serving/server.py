@@ -17,10 +17,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from scanprior.engine import Reporter
 from scanprior.errors import ConfigError, DataError
-from scanprior.serving.app import Service, create_app
+from scanprior.serving.app import create_app
 from scanprior.serving.guard import is_loopback
 from scanprior.serving.limits import Limits
 from scanprior.serving.served import Served, open_served
+from scanprior.serving.service import Service
 
 LEAST_TOKEN = 16
 """Characters of a token."""

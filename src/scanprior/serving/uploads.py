@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import PurePosixPath
 
 from fastapi import HTTPException, Request
@@ -51,15 +51,27 @@ class _Form(MultiPartParser):
         self.ended = True
 
 
+class _Held:
+    """What has come of one request."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk, self.bytes = desk, 0
+
+    def add(self, count: int) -> None:
+        self.bytes += count
+        self.desk.held += count
+
+
 class Desk:
-    """Receives the files of requests, and knows how much of them is held."""
+    """Receives the files of requests, and knows how many bytes of them are held."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.held = 0
 
-    async def receive(self, request: Request, most: int | None = None) -> list[Upload]:
-        """Return the files of a multipart request.
+    @asynccontextmanager
+    async def received(self, request: Request, most: int | None = None) -> AsyncIterator[list[Upload]]:
+        """Give the files of a multipart request, and count what has come of it for as long as they are needed.
 
         Names of files are not kept: of each only its suffix, and only that of an image.
 
@@ -69,18 +81,27 @@ class Desk:
 
         Raises:
             HTTPException: 408 if it arrives too slowly, 413 if it is too large, 415 if it is no multipart form, 400
-                or 422 if it is no good one.
+                or 422 if it is no good one, 429 if too much is held already.
         """
+        own = _Held(self)
+        try:
+            yield await self._receive(request, min(most or self.limits.files, self.limits.files), own)
+        finally:
+            self.held -= own.bytes
+
+    async def _receive(self, request: Request, most: int, own: _Held) -> list[Upload]:
         kind = request.headers.get("content-type", "")
         if kind.partition(";")[0].strip().lower() != "multipart/form-data":
             raise HTTPException(
                 415, f"send the files as multipart/form-data in the field {FIELD!r}, not as {kind[:80]!r}"
             )
-        if _announced(request, 0) > self.limits.upload_bytes:
+        announced = request.headers.get(
+            "content-length", ""
+        )  # of digits alone, or the request had been refused
+        if announced and int(announced[:20]) > self.limits.upload_bytes:
             raise self._too_large()
-        most = min(most or self.limits.files, self.limits.files)
         parser = _Form(
-            request.headers, self._counted(request), max_files=most, max_fields=8, max_part_size=4096
+            request.headers, self._counted(request, own), max_files=most, max_fields=8, max_part_size=4096
         )
         parser.spool_max_size = self.limits.upload_bytes + 1  # beyond which Python would write to a disk
         try:
@@ -110,29 +131,14 @@ class Desk:
             raise HTTPException(422, f"no file in the field {FIELD!r} of the form")
         return [Upload(file.file.read(), f"image{_suffix(file.filename)}") for file in found]
 
-    async def _counted(self, request: Request) -> AsyncGenerator[bytes, None]:
-        total = 0
+    async def _counted(self, request: Request, own: _Held) -> AsyncGenerator[bytes, None]:
         async for chunk in request.stream():
-            total += len(chunk)
-            if total > self.limits.upload_bytes:
+            own.add(len(chunk))
+            if own.bytes > self.limits.upload_bytes:
                 raise self._too_large()
+            if self.held > self.limits.memory_mb * 1_000_000:
+                raise HTTPException(429, "too many uploads at a time; try again", {"Retry-After": "1"})
             yield chunk
-
-    @contextmanager
-    def room_for(self, request: Request) -> Iterator[None]:
-        """Hold room for a request; it gets as much as it announces, or else as much as it may have.
-
-        Raises:
-            HTTPException: 429 if there is none.
-        """
-        size = min(_announced(request, self.limits.upload_bytes), self.limits.upload_bytes)
-        if self.held + size > self.limits.memory_mb * 1_000_000:
-            raise HTTPException(429, "too many uploads at a time; try again", {"Retry-After": "1"})
-        self.held += size
-        try:
-            yield
-        finally:
-            self.held -= size
 
     def _too_large(self) -> HTTPException:
         return HTTPException(413, f"the request is larger than {self.limits.upload_mb} MB")
@@ -141,11 +147,3 @@ class Desk:
 def _suffix(name: str | None) -> str:
     suffix = PurePosixPath(name or "").suffix.lower()
     return suffix if suffix in IMAGE_SUFFIXES else ""
-
-
-def _announced(request: Request, unknown: int) -> int:
-    """Return the length that a request announces and is held to."""
-    if "transfer-encoding" in request.headers:  # then the length is another
-        return unknown
-    text = request.headers.get("content-length", "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else unknown

@@ -147,7 +147,7 @@ export async function maskOverlay(masks, picture) {
   const weight = new Float32Array(count);
   for (const [number, mask] of masks.entries()) {
     const held = await greysOf(mask.png, picture.width, picture.height);
-    const colour = MASK_COLOURS[number % MASK_COLOURS.length];
+    const colour = colourOf(number);
     for (let place = 0; place < count; place++) {
       if (held[place] < 0.5) continue;
       weight[place] = 1;
@@ -157,6 +157,14 @@ export async function maskOverlay(masks, picture) {
   return { colours, weight };
 }
 
-export function maskColour(number) {
-  return `rgb(${MASK_COLOURS[number % MASK_COLOURS.length].join(" ")})`;
+export const maskColour = (number) => `rgb(${colourOf(number).join(" ")})`;
+
+// The colours of overlays elsewhere, and beyond these others as far from each other as a circle of hues allows.
+function colourOf(number) {
+  if (number < MASK_COLOURS.length) return MASK_COLOURS[number];
+  const hue = (number * 137.5) % 360;
+  return [0, 8, 4].map((shift) => {
+    const place = (shift + hue / 30) % 12;
+    return Math.round(255 * (0.6 - 0.3 * Math.max(-1, Math.min(place - 3, 9 - place, 1))));
+  });
 }
