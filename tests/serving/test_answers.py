@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,22 @@ def test_masks_are_those_of_predict(
         assert mask.pixels == row["area:foreground"] == drawn.sum()
     refused = server.post("/explain", images[0], model="lungs")
     assert refused.status_code == 422 and "/predict" in refused.json()["detail"]
+
+
+def test_masks_of_full_size_hold_nobody_up(
+    server: Server, images: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are drawn outside the network's thread, and one that fails does so for itself alone."""
+    places = []
+
+    def slow(*arguments: object) -> dict[str, object]:
+        places.append(threading.current_thread().name)
+        raise MemoryError
+
+    monkeypatch.setattr("scanprior.serving.served.predicted_masks", slow)
+    refused = server.post("/predict", images[0], model="lungs")
+    assert refused.status_code == 422 and refused.json()["detail"] == "the network failed on this image"
+    assert places and not places[0].startswith("network")
 
 
 def test_explanations_are_those_of_explain(

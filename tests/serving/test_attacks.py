@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
 import random
 import re
@@ -239,6 +240,31 @@ def test_heads_that_never_end(strict: Server, monkeypatch: pytest.MonkeyPatch) -
         wrong.sendall(b"\x16\x03\x01 this is no HTTP\r\n\r\n")
         assert b" 400 " in wrong.recv(4096)
     assert strict.alive()
+
+
+def test_more_connections_than_there_is_room_for(
+    strict: Server, images: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One too many is told so at once; those that were let in are answered, and leave their place to others."""
+    monkeypatch.setattr("scanprior.serving.server._CONNECTIONS", 4)
+    place = ("127.0.0.1", strict.port)
+    with ExitStack() as stack:
+        inside = [stack.enter_context(socket.create_connection(place, timeout=20)) for _ in range(4)]
+        told = b""
+        for _ in range(50):  # the last of the four may not have been taken up yet
+            with socket.create_connection(place, timeout=20) as outside:
+                outside.settimeout(1)
+                with suppress(TimeoutError):
+                    told = outside.recv(4096)
+            if told:
+                break
+        assert told.startswith(b"HTTP/1.1 429 ")
+        head, body = told.split(b"\r\n\r\n")
+        assert f"Content-Length: {len(body)}".encode() in head and "too many" in json.loads(body)["detail"]
+        inside[0].sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert inside[0].recv(100).startswith(b"HTTP/1.1 200 ")
+    monkeypatch.undo()
+    assert strict.post("/predict", images[0]).status_code == 200
 
 
 def test_many_at_a_time(strict: Server, images: list[Path]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,10 +40,12 @@ class Answer:
     Attributes:
         said: JSON values.
         pooled: (1, D) float32 features, by which similar cases are found; None = there are none.
+        drawn: makes further JSON values, of the image's own size, which nothing else should wait for; None = none.
     """
 
     said: dict[str, Any]
     pooled: NDArray[np.float32] | None = None
+    drawn: Callable[[], dict[str, Any]] | None = None
 
 
 class Served(Protocol):
@@ -192,18 +195,18 @@ class ServedSegmenter:
         found = self.predictor.answers(stacked(readings, self.forms))
         columns = {} if self.detector is None else self.detector.columns(found.descriptors)
         return [
-            Answer(
-                {"masks": self._masks(reading, maps), **_outlier(columns, row)}, found.pooled[row : row + 1]
-            )
+            Answer(_outlier(columns, row), found.pooled[row : row + 1], partial(self._masks, reading, maps))
             for row, (reading, maps) in enumerate(zip(readings, found.maps, strict=True))
         ]
 
-    def _masks(self, reading: Reading, probability: NDArray[np.float32]) -> dict[str, dict[str, Any]]:
+    def _masks(self, reading: Reading, probability: NDArray[np.float32]) -> dict[str, Any]:
         model, preprocessing = self.predictor.model, self.predictor.preprocessing
         masks = predicted_masks(model, probability, reading.height, reading.width, preprocessing)
         return {
-            name: {"pixels": int(mask.sum()), "png": _png(Image.fromarray(mask))}
-            for name, mask in masks.items()
+            "masks": {
+                name: {"pixels": int(mask.sum()), "png": _png(Image.fromarray(mask))}
+                for name, mask in masks.items()
+            }
         }
 
     def similar(self, answer: Answer, count: int) -> list[dict[str, Any]]:

@@ -31,6 +31,15 @@ TOKEN_VARIABLE = "SCANPRIOR_TOKEN"
 _HEAD_SECONDS = 15
 """That the head of a request may take to arrive."""
 
+_CONNECTIONS = 512
+"""At a time; each takes one of the files that the system lets a process have open, of which 1,024 are usual."""
+
+_FULL = (
+    b"HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\nContent-Length: 50\r\n"
+    b"Retry-After: 1\r\nConnection: close\r\n\r\n"
+    b'{"detail":"too many connections are open; retry"}\n'
+)
+
 _UNREAD_SECONDS = 30
 """That the rest of an answer may take to be read once the connection is closed."""
 
@@ -173,13 +182,17 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """HTTP/1.1 that hangs up on whoever takes too long over the head of a request."""
+    """HTTP/1.1 that hangs up on whoever takes too long over the head of a request, and on whoever is one too many."""
 
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._wait_for_head()
+        if len(self.connections) > _CONNECTIONS:
+            transport.write(_FULL)
+            transport.close()
+        else:
+            self._wait_for_head()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -52,7 +52,9 @@ class Service:
         """Begin to work, in the loop that runs."""
         limits = self.limits
         self._thread = ThreadPoolExecutor(1, "network")  # one at a time uses the networks
-        self._originals = asyncio.Semaphore(2)  # decoded images are many times as large as what was sent
+        self._originals = asyncio.Semaphore(
+            2
+        )  # images and masks of full size are many times as large as what was sent
         self._decoders = Decoders(self._workers, limits.pixels, limits.read_seconds)
         await self._decoders.start()
         self._batches: dict[str, Batches[Reading, Answer]] = {}
@@ -107,6 +109,10 @@ class Service:
             return {"file": number, "error": reading.error}
         try:
             answer = await batches.answer(reading)
+            drawn = {}
+            if answer.drawn is not None:
+                async with self._originals:
+                    drawn = await asyncio.to_thread(answer.drawn)
         except Exception as error:  # of this image alone: the others of its batch have been answered
             return self._failed(served, number, error)
         self.counts.images.labels(served.name, "answered").inc()
@@ -117,6 +123,7 @@ class Service:
             "width": reading.width,
             "frames": reading.frames,
             **answer.said,
+            **drawn,
         }
         if similar:
             said["similar"] = served.similar(answer, similar)
