@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scanprior import api
+from scanprior.api.pointing_game import pointing_sentences
 from scanprior.console import ConsoleReporter, clock
 from scanprior.data.check_view import render
 from scanprior.data.phantom import PhantomConfig, write_phantoms
@@ -112,7 +113,10 @@ def run_demo(out: Path, seed: int = 0, reporter: Reporter | None = None) -> Path
     tell(f"5/6  the other site, untouched: scanprior evaluate {tuned.path} --data {sites['b']}")
     for run in (tuned, scratch, boxed):
         api.evaluate(run.path, data=sites["b"], name="site-b", settings=["data.label_columns=[label]"])
-    tell("6/6  reports")
+    tell(f"6/6  where it looks (scanprior explain {tuned.path} --check --pointing), and the reports")
+    api.sanity_check(tuned.path, reporter=reporter)
+    for said in pointing_sentences(api.pointing(tuned.path, reporter=reporter)):
+        tell(f"     {said}")
     page = api.report(tuned.path)
     for run in (base, scratch, boxed):
         api.report(run.path)

@@ -22,6 +22,9 @@ from scanprior.files import write_text
 FORMAT = 1
 """Version of the layout of ``model.json``; a run of a greater one is refused."""
 
+EXPLANATIONS = "explanations"
+"""Folder in a run of what was found out about its maps on its own images."""
+
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pydicom", "pillow", "scikit-learn", "lightning-fabric")
 
 
@@ -247,5 +250,5 @@ def _remove_run(path: Path) -> None:
 
     for name in _PARTS:
         (path / name).unlink(missing_ok=True)
-    for folder in ("state", "pictures", "evaluations", "tensorboard"):
+    for folder in ("state", "pictures", "evaluations", EXPLANATIONS, "tensorboard"):
         shutil.rmtree(path / folder, ignore_errors=True)

@@ -23,6 +23,7 @@ from scanprior.data.readers import ImageData, read_image
 from scanprior.data.transforms import Preprocessing, to_input
 from scanprior.errors import ConfigError
 from scanprior.evaluation import Combination
+from scanprior.reporting.model_card import model_card
 from scanprior.run import Run
 from scanprior.saliency import METHODS, Method, gradient_attention
 
@@ -227,6 +228,45 @@ def test_the_command_writes_and_checks(phantoms: Path, both: Run, tmp_path: Path
     stages = [stage for member in result["members"] for stage in member["stages"]]
     assert len(stages) == 6 and all(-1 <= stage["spearman"] <= 1 for stage in stages if stage["compared"])
     assert len(list((tmp_path / "new" / "maps").iterdir())) == 3
+
+
+def test_checks_of_own_images_are_kept_for_the_report(
+    phantoms: Path, both: Run, tmp_path: Path, scanprior: Command, refused: Callable[..., str]
+) -> None:
+    run = tmp_path / "both"
+    shutil.copytree(both.path, run)
+    card = json.loads((run / "model.json").read_text())
+    for member, path in zip(card["ensemble"]["members"], both.members(), strict=True):
+        member["path"] = str(path)
+    (run / "model.json").write_text(json.dumps(card))
+    assert "Where it looks" not in api.report(run).read_text()
+    said = scanprior("explain", run, "--check", "--pointing")
+    assert said.code == 0, said.text
+    assert (
+        "pointing game" in said.out
+        and "rank correlation" in said.out
+        and "next: scanprior report" in said.out
+    )
+    kept = run / "explanations"
+    assert {path.name for path in kept.iterdir()} == {
+        "sanity.json", "sanity.png", "pointing.json", "pointing.csv"
+    }  # fmt: skip
+    tests = pd.read_parquet(both.path / "predictions.parquet").query("split == 'test'")
+    sanity, pointed = (json.loads((kept / f"{name}.json").read_text()) for name in ("sanity", "pointing"))
+    assert {member["images"] for member in sanity["members"]} == {min(32, len(tests))}
+    assert pointed["n"] == len(tests) and sanity["data"] == "the run's own, split test"
+    sheet = Image.open(kept / "sanity.png")
+    assert sheet.size == (4 * 148 - 4, 4 * 148 - 4)  # two images of either member; trained and three stages
+    page = api.report(run).read_text()
+    assert "Where it looks" in page and "data:image" in page.partition('id="looking"')[2]
+    words = model_card(run)
+    for member in sanity["members"]:
+        assert f"Maps ({member['method']}) of {member['name']} of {member['images']} images" in words
+    value = next(row["value"] for row in pointed["metrics"] if row["metric"] == "pointing_game")
+    assert f"{value:.3f}" in page and f"{value:.3f}" in words
+    assert "name files or folders" in refused("explain", run)
+    assert "--out: name the folder" in refused("explain", run, some(phantoms)[0])
+    assert "of images that are drawn" in refused("explain", run, "--check", "--arrays")
 
 
 def test_what_is_refused(

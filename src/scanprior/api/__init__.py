@@ -11,14 +11,15 @@ if TYPE_CHECKING:
     from scanprior.api.ensembling import ensemble
     from scanprior.api.evaluation import compare, evaluate
     from scanprior.api.explanation import Explainer, explain
-    from scanprior.api.explanation_checks import pointing, sanity_check
     from scanprior.api.exporting import export
     from scanprior.api.finetuning import finetune, plan_finetuning, probe
     from scanprior.api.mask_pictures import mask_preview
+    from scanprior.api.pointing_game import pointing
     from scanprior.api.prediction import predict
     from scanprior.api.pretraining import plan_pretraining, pretrain
     from scanprior.api.reporting import report
     from scanprior.api.robustness import drift, shift
+    from scanprior.api.sanity import sanity_check
 
 _MODULES = {
     "check": "data", "index": "data", "prepare": "data",
@@ -26,7 +27,7 @@ _MODULES = {
     "finetune": "finetuning", "plan_finetuning": "finetuning", "probe": "finetuning",
     "evaluate": "evaluation", "compare": "evaluation", "ensemble": "ensembling",
     "explain": "explanation", "Explainer": "explanation",
-    "pointing": "explanation_checks", "sanity_check": "explanation_checks", "export": "exporting",
+    "pointing": "pointing_game", "sanity_check": "sanity", "export": "exporting",
     "mask_preview": "mask_pictures", "runs": "browsing",
     "predict": "prediction", "report": "reporting", "drift": "robustness", "shift": "robustness",
 }  # fmt: skip

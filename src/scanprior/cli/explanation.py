@@ -9,15 +9,24 @@ import typer
 
 from scanprior.cli.app import app, console_reporter, say
 from scanprior.cli.options import Map, Sets, pairs
+from scanprior.errors import ConfigError
+from scanprior.run import EXPLANATIONS
 
 
 @app.command()
 def explain(
     run: Annotated[Path, typer.Argument(help="A fine-tuned classifier, or an ensemble.")],
     paths: Annotated[
-        list[str], typer.Argument(help="Image files and folders; with --pointing one source with masks.")
-    ],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+        list[str] | None,
+        typer.Argument(
+            help="Image files and folders; with --pointing one source with masks. --check and --pointing without any "
+            "take the run's own test images, and the report shows what they find."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder to write; of the run's own images default in the run."),
+    ] = None,
     method: Annotated[
         str,
         typer.Option("--method", help="auto, gradcam, gradient_attention, attention_rollout or occlusion."),
@@ -45,50 +54,63 @@ def explain(
 ) -> None:
     """Show where a classifier looks: overlays on the images; or measure it against masks."""
     from scanprior import api
-    from scanprior.api.explanation_checks import sanity_sentence
+    from scanprior.api.sanity import sanity_sentence
 
     reporter = console_reporter()
+    if paths and out is None:
+        raise ConfigError("--out: name the folder to write; only of the run's own images there is a default")
+    if not pointing:
+        _only_with_pointing(
+            {"--split": split, "--mask": mask, "--tolerance": tolerance, "--map": maps, "--set": sets}
+        )
+    if not paths:
+        if not (check or pointing):
+            raise ConfigError(
+                "no images to explain; name files or folders, or with --check or --pointing take the run's own"
+            )
+        _only_with_images({"--class": classes if not pointing else None, "--arrays": arrays})
     if pointing:
         _pointing(
-            run, paths, out=out, split=split, classes=classes, mask=mask, method=method, tolerance=tolerance,
+            run, paths or [], out=out, split=split, classes=classes, mask=mask, method=method, tolerance=tolerance,
             label_map=pairs(maps) if maps else None, settings=sets or [], reporter=reporter,
         )  # fmt: skip
-        return
-    _only_with_pointing(
-        {"--split": split, "--mask": mask, "--tolerance": tolerance, "--map": maps, "--set": sets}
-    )
-    table = api.explain(
-        run, paths, out=out, method=method, classes=classes, opacity=opacity, arrays=arrays, reporter=reporter
-    )
-    errors = int(table["error"].notna().sum())
-    say(f"wrote {out}: {len(table):,} rows in explanations.csv, {errors} with an error; overlays/")
+    if paths and not pointing:
+        assert out is not None
+        table = api.explain(
+            run, paths, out=out, method=method, classes=classes, opacity=opacity, arrays=arrays, reporter=reporter
+        )  # fmt: skip
+        errors = int(table["error"].notna().sum())
+        say(f"wrote {out}: {len(table):,} rows in explanations.csv, {errors} with an error; overlays/")
     if check:
         say(
             sanity_sentence(
-                api.sanity_check(run, paths, out=out, method=method, seed=seed, reporter=reporter)
+                api.sanity_check(run, paths or None, out=out, method=method, seed=seed, reporter=reporter)
             )
         )
-        say(f"wrote {out / 'sanity.json'}")
-        return
-    say(
-        f"next: scanprior explain {run} {paths[0]} --check --out {out}    # do the maps follow what was learned?"
-    )
+        say(f"wrote {out or run / EXPLANATIONS}: sanity.json, sanity.png")
+    if not paths and out is None:
+        say(f"next: scanprior report {run}    # shows it")
+    elif not check and not pointing:
+        say(f"next: scanprior explain {run} --check    # do the maps follow what was learned?")
 
 
-def _pointing(run: Path, paths: list[str], **settings: Any) -> None:
+def _pointing(run: Path, paths: list[str], out: Path | None, **settings: Any) -> None:
     from scanprior import api
-    from scanprior.api.explanation_checks import pointing_sentences
-    from scanprior.errors import ConfigError
+    from scanprior.api.pointing_game import pointing_sentences
 
     if len(paths) > 1:
         raise ConfigError(f"--pointing: takes one source with masks, and {len(paths)} paths are given")
-    result = api.pointing(run, paths[0], **settings)
-    say(*pointing_sentences(result), f"wrote {settings['out']}: pointing.json, pointing.csv")
+    result = api.pointing(run, paths[0] if paths else None, out=out, **settings)
+    say(*pointing_sentences(result), f"wrote {out or run / EXPLANATIONS}: pointing.json, pointing.csv")
 
 
 def _only_with_pointing(options: dict[str, Any]) -> None:
-    from scanprior.errors import ConfigError
-
     for name, value in options.items():
         if value:
             raise ConfigError(f"{name}: belongs to --pointing; add that, or leave it out")
+
+
+def _only_with_images(options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        if value:
+            raise ConfigError(f"{name}: is of images that are drawn; name files or folders, or leave it out")

@@ -13,6 +13,7 @@ from typing import Any
 
 from scanprior.reporting import statements, tables
 from scanprior.reporting.formatting import level_of, plural, scalar
+from scanprior.reporting.looking import looking_sentences
 from scanprior.reporting.runfiles import RunFiles, part, read_run
 from scanprior.reporting.trust import measured_sentences, trust_sentences, trust_warnings
 from scanprior.reporting.weights_origin import origins
@@ -71,7 +72,7 @@ def _lines(run: Run, files: RunFiles, export: ExportNotes | None) -> Iterator[st
     yield from _use(run.card)
     yield from _data(run.card)
     yield from _evaluations(files)
-    yield from _limits(run.card, files.evaluations)
+    yield from _limits(run.card, files)
     yield from _facts("Preprocessing", _preprocessing(run))
     yield from _weights(run)
     if export is not None:
@@ -205,7 +206,8 @@ def _subgroups(evaluation: Mapping[str, Any]) -> Iterator[str]:
     yield from _table(header, made)
 
 
-def _limits(card: Mapping[str, Any], evaluations: list[dict[str, Any]]) -> Iterator[str]:
+def _limits(card: Mapping[str, Any], files: RunFiles) -> Iterator[str]:
+    evaluations = files.evaluations
     yield "## Limits\n"
     if not any(evaluation.get("data") for evaluation in evaluations):
         yield "- It was not tested on images of another source: nothing says how it does at another site."
@@ -215,6 +217,7 @@ def _limits(card: Mapping[str, Any], evaluations: list[dict[str, Any]]) -> Itera
     yield from (f"- Fitted on validation images: {text}" for text in trust_sentences(card))
     yield from (f"- Measured on {text}" for text in measured_sentences(card, evaluations))
     yield from (f"- {text}" for text in trust_warnings(card, evaluations))
+    yield from (f"- {text}" for text in looking_sentences(files.sanity, files.pointing))
     if part(card, "task", "settings").get("head") == "knn":
         yield (
             "- The head holds the features of its training images: whoever has the model can test whether an image was "

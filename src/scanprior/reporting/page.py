@@ -13,12 +13,13 @@ from markupsafe import Markup, escape
 
 from scanprior import __version__
 from scanprior.errors import RunError
-from scanprior.reporting import figures, members, statements, tables, trust
+from scanprior.reporting import figures, looking, members, statements, tables, trust
 from scanprior.reporting.formatting import count, finite, level_of, plural
 from scanprior.reporting.runfiles import RunFiles, part, read_run
 from scanprior.reporting.statements import Facts
 from scanprior.reporting.study_tables import Table
 from scanprior.reporting.thumbnails import Thumbnails, WrongCase, picture_uri, with_pictures, wrong_cases
+from scanprior.run import EXPLANATIONS
 
 PICTURE_BUDGET = 600_000  # characters of embedded pictures, so that a usual page stays under 1.5 MB
 LIST_LIMIT = 200  # left-out images named in the page; the rest are counted
@@ -33,7 +34,8 @@ def write_report(run_folder: Path, *, out: Path | None = None, thumbnails: Thumb
 
     Args:
         run_folder: what a training command wrote. Read: config.yaml, model.json, metrics.jsonl,
-            predictions.parquet, evaluations/*.json and *.parquet, pictures/*.png; any may be missing.
+            predictions.parquet, evaluations/*.json and *.parquet, pictures/*.png, explanations/*; any may be
+            missing.
         out: the file to write; ``run_folder/report.html`` if None.
         thumbnails: given image references, returns for each an (H, W) or (H, W, 3) uint8 array, or None
             where there is no picture. Without it the most wrong cases are shown by name only.
@@ -147,6 +149,9 @@ class Page:
     trust: Facts  # when not to rely on the run; [] of one that does not know
     trust_notes: list[str]
     trust_measured: Table | None  # on every evaluated set; None where nothing was
+    randomised: Table | None  # do maps follow the weights; None where it was not checked
+    randomised_picture: str  # data URI; "" where there is none
+    pointing: Table | None  # do maps lie in masks; None where it was not measured
     ensemble: Facts  # how the members are combined; [] of a run that is none
     members: Table | None
     encoder: Facts
@@ -176,6 +181,7 @@ def gather(run: RunFiles, thumbnails: Thumbnails | None) -> Page:
     ]
     problems = run.problems  # pictures may add to it
     pictures, pictures_left = _pictures(run)
+    randomised_picture = _randomised_picture(run)
     missing = [*tables.left_out(model), *_failed(run)]
     splits, split_rows = tables.counts_by_split(model)
     task, kind = part(model, "task"), str(model.get("kind") or ("classify" if evaluations else ""))
@@ -211,6 +217,9 @@ def gather(run: RunFiles, thumbnails: Thumbnails | None) -> Page:
         trust=trust.trust_facts(model),
         trust_notes=[*trust.trust_notes(model), *trust.trust_warnings(model, evaluations)],
         trust_measured=trust.measured_table(model, evaluations),
+        randomised=looking.randomised_table(run.sanity),
+        randomised_picture=randomised_picture,
+        pointing=looking.pointing_table(run.pointing),
         ensemble=members.ensemble_facts(model),
         members=members.members_table(model),
         encoder=statements.facts_of(part(model, "encoder")),
@@ -225,7 +234,9 @@ def gather(run: RunFiles, thumbnails: Thumbnails | None) -> Page:
         made_from=[[name, f"{size:,}", digest] for name, size, digest in run.made_from],
         quote=statements.quote(model, evaluations),
         limits=statements.limits(
-            model, evaluations, bool(pictures) or any(c.uri for v in views for c in v.wrong)
+            model,
+            evaluations,
+            bool(pictures or randomised_picture) or any(c.uri for v in views for c in v.wrong),
         ),
         notes=[str(n) for n in model.get("notes") or []],
     )
@@ -355,6 +366,14 @@ def _pictures(run: RunFiles) -> tuple[list[tuple[str, str]], list[str]]:
         if sum(map(len, shown.values())) + len(uri) <= PICTURE_BUDGET:
             shown[name] = uri
     return [(n, shown[n]) for n in names if n in shown], [n for n in names if n not in shown]
+
+
+def _randomised_picture(run: RunFiles) -> str:
+    try:
+        return "" if run.sanity_picture is None else picture_uri(run.sanity_picture)
+    except OSError:
+        run.problems.append(f"{EXPLANATIONS}/sanity.png is no readable picture; it is left out.")
+        return ""
 
 
 def _highlighted(text: str) -> Markup:

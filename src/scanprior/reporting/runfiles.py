@@ -14,6 +14,7 @@ import pandas as pd
 from pyarrow.lib import ArrowException
 
 from scanprior.errors import RunError
+from scanprior.run import EXPLANATIONS
 
 FORMAT = 1  # of model.json; newer cards are refused, because their fields may mean something else
 
@@ -36,6 +37,9 @@ class RunFiles:
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)  # by the evaluation file's stem
     predictions: pd.DataFrame | None = None
     pictures: list[tuple[str, bytes]] = field(default_factory=list)
+    sanity: dict[str, Any] = field(default_factory=dict)  # of maps; {} where it was not checked
+    sanity_picture: bytes | None = None
+    pointing: dict[str, Any] = field(default_factory=dict)  # of maps at masks; {} where it was not measured
     problems: list[str] = field(default_factory=list)
     made_from: list[tuple[str, int, str]] = field(default_factory=list)  # name, bytes, sha256[:16]
 
@@ -121,6 +125,9 @@ def read_run(folder: Path) -> RunFiles:
         content = run.bytes_of(f"pictures/{path.name}")
         if content is not None:
             run.pictures.append((path.name, content))
+    run.sanity = run.object_of(f"{EXPLANATIONS}/sanity.json")
+    run.sanity_picture = run.bytes_of(f"{EXPLANATIONS}/sanity.png") if run.sanity else None
+    run.pointing = run.object_of(f"{EXPLANATIONS}/pointing.json")
     return run
 
 

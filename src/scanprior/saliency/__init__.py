@@ -4,20 +4,29 @@ from scanprior.saliency.attention import attention_rollout, gradient_attention
 from scanprior.saliency.gradcam import cells_along, gradcam
 from scanprior.saliency.methods import AUTO, METHODS, Method, check_method, choose_method, saliency_maps
 from scanprior.saliency.occlusion import occlusion
-from scanprior.saliency.randomisation import randomisation_check, structural_similarity
+from scanprior.saliency.randomisation import (
+    Randomised,
+    likeness,
+    randomisation_check,
+    randomised_maps,
+    structural_similarity,
+)
 
 __all__ = [
     "AUTO",
     "METHODS",
     "Method",
+    "Randomised",
     "attention_rollout",
     "cells_along",
     "check_method",
     "choose_method",
     "gradcam",
     "gradient_attention",
+    "likeness",
     "occlusion",
     "randomisation_check",
+    "randomised_maps",
     "saliency_maps",
     "structural_similarity",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,15 +25,29 @@ _SIGMA, _REACH = 1.5, 3.5  # of the Gaussian window: 11 x 11 pixels
 _STEADY = (0.01**2, 0.03**2)
 
 
-def randomisation_check(
+@dataclass(frozen=True)
+class Randomised:
+    """Maps of a network of which some weights were drawn anew.
+
+    Attributes:
+        stage: what is random: ``none``, ``head``, ``last block`` (and the head) or ``all``.
+        parameters: how many numbers were drawn for it, those of the stages before not counted.
+        maps: (B, S, S) float32 in [0, 1].
+    """
+
+    stage: str
+    parameters: int
+    maps: Maps
+
+
+def randomised_maps(
     model: Classifier, images: Tensor, method: str = AUTO, seed: int = 0, classes: Tensor | None = None
-) -> dict[str, Any]:
-    """Compare maps with those of the same network with random weights, from the head down.
+) -> list[Randomised]:
+    """Return maps of a network, and of the same with random weights, from the head down.
 
     The cascading randomisation of Adebayo et al. 2018 (arXiv 1810.03292, section 3.1) in three stages: the head (with
     a trained pooling), the last block or stage of the encoder too, and everything. The class explained stays the one
-    of the trained network. Maps that stay alike do not depend on what the network has learned; a method that looks
-    for edges has that fault.
+    of the trained network.
 
     Weights are drawn anew from a normal distribution of the same root mean square, tensor by tensor, and vectors
     (biases, gains) are shuffled, so that activations keep their scale in any network [our choice; the paper draws
@@ -45,28 +61,47 @@ def randomisation_check(
         classes: (B,) int64; None = the predicted ones.
 
     Returns:
-        ``method``, ``images`` (B), and for ``stages`` (name, parameters drawn anew) ``spearman`` and ``ssim``: means
-        over the images where both maps vary, whose number is ``compared``; None where there is none.
+        The trained network's first, then one a stage; a stage without weights (the head of k-NN) is left out.
 
     Raises:
         ConfigError: as ``choose_method``.
     """
-    name = choose_method(model, method)
-    maps_of = METHODS[name].maps
+    maps_of = METHODS[choose_method(model, method)].maps
     with undisturbed(model):
         chosen = classes_of(model, images, classes)
-    before = maps_of(model, images, chosen).cpu().numpy()
-    changed = deepcopy(model)
-    stages, done = [], set[str]()
+    made = [Randomised("none", 0, maps_of(model, images, chosen).cpu().numpy())]
+    changed, done = deepcopy(model), set[str]()
     for stage, names in _stages(model):
         fresh = sorted(names - done)
         done |= names
-        if not fresh:
-            continue  # a k-NN head has no weights
-        count = _randomise(changed, fresh, seed)
-        after = maps_of(changed, images, chosen).cpu().numpy()
-        stages.append({"stage": stage, "parameters": count, **_likeness(before, after)})
-    return {"method": name, "images": len(images), "seed": seed, "stages": stages}
+        if fresh:
+            count = _randomise(changed, fresh, seed)
+            made.append(Randomised(stage, count, maps_of(changed, images, chosen).cpu().numpy()))
+    return made
+
+
+def randomisation_check(
+    model: Classifier, images: Tensor, method: str = AUTO, seed: int = 0, classes: Tensor | None = None
+) -> dict[str, Any]:
+    """Say whether maps depend on what was learned: ``likeness`` of ``randomised_maps``, and their arguments."""
+    name = choose_method(model, method)
+    made = randomised_maps(model, images, name, seed, classes)
+    return {"method": name, "images": len(images), "seed": seed, "stages": likeness(made)}
+
+
+def likeness(made: Sequence[Randomised]) -> list[dict[str, Any]]:
+    """Return how alike maps stay when weights become random; those that stay alike do not depend on the weights.
+
+    A method that looks for edges has that fault.
+
+    Returns:
+        For each stage but the first: ``stage``, ``parameters`` (drawn anew), ``spearman`` and ``ssim``: means over the
+        images where both maps vary, whose number is ``compared``; None where there is none.
+    """
+    return [
+        {"stage": one.stage, "parameters": one.parameters, **_likeness(made[0].maps, one.maps)}
+        for one in made[1:]
+    ]
 
 
 def structural_similarity(first: Maps, second: Maps) -> float:

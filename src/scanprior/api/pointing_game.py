@@ -1,4 +1,4 @@
-"""Whether maps can be believed: do they follow the weights, and do they lie where a reader drew the finding?"""
+"""Do maps lie where a reader drew the finding?"""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scanprior.api.evaluation import Subject, open_subject, training_images_among
-from scanprior.api.explanation import Explainer, check_folder, read_all
+from scanprior.api.explanation import Explainer, check_folder
 from scanprior.api.mask_results import root_of
 from scanprior.api.predictor import Predictor
-from scanprior.api.references import image_references
 from scanprior.data.masks import mask_columns
 from scanprior.data.readers import read_mask, read_reference
 from scanprior.data.split import NEAR_DUPLICATES
@@ -25,58 +24,8 @@ from scanprior.engine import Reporter
 from scanprior.errors import ConfigError, DataError, ImageReadError, RunError
 from scanprior.evaluation import count_patients, evaluate_pointing, pointing_row
 from scanprior.files import replacing, write_text
-from scanprior.saliency import AUTO, randomisation_check
-
-LOOKED_AT = 32
-"""Images of a sanity check, evenly spaced among those given."""
-
-
-def sanity_check(
-    run: str | Path,
-    paths: str | Path | Sequence[str | Path],
-    *,
-    out: str | Path,
-    method: str = AUTO,
-    seed: int = 0,
-    reporter: Reporter | None = None,
-) -> dict[str, Any]:
-    """Compare a run's maps with those of the same network with random weights (``scanprior.saliency``).
-
-    Args:
-        run: a fine-tuned classifier, or an ensemble, whose members are checked one by one.
-        paths: files and folders, as for ``predict``; of many images 32, evenly spaced.
-        out: folder for ``sanity.json``.
-        method: as for ``explain``.
-        seed: key of the random weights.
-        reporter: shows progress.
-
-    Returns:
-        ``run`` and ``members``: for each what ``scanprior.saliency.randomisation_check`` returns, and ``name``.
-
-    Raises:
-        ScanpriorError: as ``explain``, and where no image can be read.
-    """
-    reporter, out = reporter or Reporter(), Path(out)
-    check_folder(out)
-    explainer = Explainer(run)
-    methods = explainer.chosen(method)
-    references = image_references(paths)
-    places = np.unique(
-        np.linspace(0, len(references) - 1, min(LOOKED_AT, len(references))).round().astype(int)
-    )
-    read, errors = read_all([references[place] for place in places])
-    images = [image for image in read if image is not None]
-    if not images:
-        raise DataError(f"{references[0]}: {errors[0]}; the sanity check needs an image that can be read")
-    members = []
-    for number, (member, name) in enumerate(zip(explainer.predictor.members, methods, strict=True), start=1):
-        found = randomisation_check(member.model, explainer.inputs(images, member), name, seed)
-        members.append({"name": member.name, **found})
-        reporter.counted(number, len(methods), "networks checked")
-    result = {"run": str(run), "members": members}
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "sanity.json", json.dumps(result, indent=1))
-    return result
+from scanprior.run import EXPLANATIONS
+from scanprior.saliency import AUTO
 
 
 @dataclass(frozen=True)
@@ -111,7 +60,8 @@ def pointing(
     Args:
         run: a fine-tuned classifier, or an ensemble.
         data: images with labels and masks; None = the run's own.
-        out: folder for ``pointing.json`` and ``pointing.csv`` (one row an image and class).
+        out: folder for ``pointing.json`` and ``pointing.csv`` (one row an image and class); None = ``explanations`` in
+            the run, where the report finds them, if the data are its own, else none.
         split: as for ``evaluate``.
         classes: classes to explain; None = all that masks are there for.
         mask: the column of the masks; None = ``mask``, or of a class NAME the column ``mask:NAME``.
@@ -132,8 +82,9 @@ def pointing(
     reporter = reporter or Reporter()
     if tolerance < 0:
         raise ConfigError(f"--tolerance {tolerance:g}: give a number of pixels, at least 0")
-    if out is not None:
-        check_folder(Path(out))
+    folder = Path(out) if out is not None else Path(run) / EXPLANATIONS if data is None else None
+    if folder is not None:
+        check_folder(folder)
     subject = open_subject(
         run, data=data, split=split, label_map=label_map, settings=settings, reporter=reporter
     )
@@ -168,10 +119,10 @@ def pointing(
         "level": config.level,
         "metrics": evaluate_pointing(good, resamples=config.resamples, seed=config.seed, level=config.level),
     }
-    if out is not None:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        write_text(Path(out) / "pointing.json", json.dumps(result, indent=1))
-        with replacing(Path(out) / "pointing.csv") as part:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "pointing.json", json.dumps(result, indent=1))
+        with replacing(folder / "pointing.csv") as part:
             table.to_csv(part, index=False)
     return result
 
@@ -257,23 +208,6 @@ def _read(subject: Subject, case: _Case) -> tuple[Any, NDArray[np.bool_]] | str:
             return f"the mask has {wide} x {tall} pixels and its image {width} x {height}"
         mask = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
     return image, mask
-
-
-def sanity_sentence(result: dict[str, Any]) -> str:
-    """Return in a sentence whether maps follow what was learned."""
-    parts = []
-    for member in result["members"]:
-        stages = ", ".join(
-            f"{stage['stage']} {'n/a' if stage['spearman'] is None else format(stage['spearman'], '.2f')}"
-            for stage in member["stages"]
-        )
-        name = f"{member['name']}, " if member["name"] else ""
-        parts.append(f"{name}{member['method']}: {stages}")
-    count = result["members"][0]["images"]
-    return (
-        f"rank correlation of the maps of {count} images with those after weights were made random, from the head "
-        f"down ({'; '.join(parts)}): near 1 they do not show what was learned, near 0 they depend on it"
-    )
 
 
 def pointing_sentences(result: dict[str, Any]) -> list[str]:
