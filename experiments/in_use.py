@@ -4,7 +4,8 @@
 
 Trains three networks (radiographs of kermany, ultrasounds of busi, phantoms), predicts every set with ``predict``,
 and measures: how well the outlier score tells other kinds of images, how many of its own it flags, how often the
-conformal sets hold the truth on each set and at each site, and whether the maps point at what was drawn or outlined.
+conformal sets hold the truth on each set and at each site, whether the maps point at what was drawn or outlined,
+and whether they change when the weights are made random.
 A run that is there already is not repeated. Writes ``docs/results/in-use/results.json`` and prints the tables.
 """
 
@@ -57,6 +58,7 @@ def main() -> None:
         "outliers": [row for name in OTHERS for row in outliers(name, runs[name], chosen)],
         "coverage": coverage(runs, chosen.data),
         "pointing": [row for name in ("phantoms", "busi") for row in pointing(name, runs[name])],
+        "randomised": {name: api.sanity_check(run)["members"] for name, run in runs.items()},
         "predicted": predicted(runs["kermany"], chosen),
         "cards": {
             name: json.loads((path / "model.json").read_text())["trust"] for name, path in runs.items()
@@ -175,6 +177,14 @@ def show(found: dict[str, Any]) -> None:
             f"| {row['run']} | {row['method']} | {row['metric']} | {row['n']:,} | {row['value']:.3f} | "
             f"{row['chance']:.3f} | {more} |"
         )
+    print(
+        "\n| run | method | made random | rank correlation | structural similarity |\n|---|---|---|---|---|"
+    )
+    for name, (member,) in found["randomised"].items():
+        for stage in member["stages"]:
+            print(
+                f"| {name} | {member['method']} | {stage['stage']} | {stage['spearman']:.2f} | {stage['ssim']:.2f} |"
+            )
     print("\n| images | n | errors | flagged |\n|---|---|---|---|")
     for row in found["predicted"]:
         print(f"| {row['images']} | {row['n']:,} | {row['errors']} | {_span(row, 'flagged')} |")
