@@ -20,9 +20,13 @@ import numpy as np
 import pandas as pd
 
 from scanprior import api
-from scanprior.data.phantom import PhantomConfig, write_phantoms
+from scanprior.data.phantom import PhantomConfig, write_finding_table, write_phantoms
 from scanprior.evaluation import delong
+from scanprior.evaluation.conformal import prediction_sets
+from scanprior.evaluation.conformal_sets import ConformalSets
 from scanprior.evaluation.intervals import binomial_interval
+from scanprior.evaluation.labels import groups_of
+from scanprior.evaluation.set_coverage import coverage as set_coverage
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "in-use"
 LEVEL = 0.95
@@ -57,7 +61,11 @@ def main() -> None:
     found = {
         "outliers": [row for name in OTHERS for row in outliers(name, runs[name], chosen)],
         "coverage": coverage(runs, chosen.data),
-        "pointing": [row for name in ("phantoms", "busi") for row in pointing(name, runs[name])],
+        "coverage_of_thresholds": [thresholds_alone(name, runs[name]) for name in ("kermany", "busi")],
+        "pointing": [
+            *pointing("busi", runs["busi"]),
+            *pointing("phantoms", runs["phantoms"], findings(runs, chosen)),
+        ],
         "randomised": {name: api.sanity_check(run)["members"] for name, run in runs.items()},
         "predicted": predicted(runs["kermany"], chosen),
         "cards": {
@@ -129,13 +137,44 @@ def coverage(runs: dict[str, Path], data: Path) -> list[dict[str, Any]]:
     return [{"images": name, **row} for name, result in of_set.items() for row in result["sets"]]
 
 
-def pointing(name: str, run: Path) -> list[dict[str, Any]]:
+def thresholds_alone(name: str, run: Path) -> dict[str, Any]:
+    """Return the coverage on the run's own test images where sets may be empty: that of the threshold itself.
+
+    Sets of a run are never empty, so that a network which is right more often than wanted covers more than wanted.
+    """
+    card = json.loads((run / "model.json").read_text())
+    names, (threshold,) = card["task"]["classes"], ConformalSets.of_card(card["trust"]["sets"]).found
+    table = pd.read_parquet(run / "predictions.parquet")
+    table = table[(table["split"] == "test") & table["error"].isna()]
+    found = table[[f"prob:{each}" for each in names]].to_numpy(np.float64)
+    labels = table["label"].map(names.index).to_numpy(np.int64)
+    groups, unit = groups_of(table)
+    measured = set_coverage(prediction_sets(found, threshold), labels, groups, unit=unit, level=LEVEL)
+    return {"images": f"{name}, own test", **{key: measured[key] for key in measured if key != "classes"}}
+
+
+def findings(runs: dict[str, Path], chosen: argparse.Namespace) -> Path:
+    """Return a table of the phantoms' test images that have a finding, with where it is."""
+    used = pd.read_parquet(runs["phantoms"] / "data.parquet")
+    tests = used.loc[used["used"] == "test", "image"]
+    return write_finding_table(chosen.work / "drawn", chosen.work / "findings.csv", tests)
+
+
+def pointing(name: str, run: Path, data: Path | None = None) -> list[dict[str, Any]]:
     """Return how often the maps point into what was drawn or outlined, beside random maps."""
     made = []
-    for method in ("gradcam", "occlusion"):
-        result = api.pointing(run, method=method)
+    for method in ("gradcam", "layercam", "occlusion"):
+        known: dict[str, Any] = {} if data is None else {"classes": ["abnormal"], "split": "all"}
+        result = api.pointing(run, data, method=method, **known)
         made += [
-            {"run": name, "method": method, "n": result["n"], "patients": result["patients"], **row}
+            {
+                "run": name,
+                "n": result["n"],
+                "patients": result["patients"],
+                **row,
+                "interval": row["method"],
+                "method": method,
+            }
             for row in result["metrics"]
         ]
     return made
@@ -168,6 +207,10 @@ def show(found: dict[str, Any]) -> None:
             "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
         )
         print(f"| {row['images']} | {place} | {row['n']:,} | {span} | {row['mean_size']:.2f} |")
+    print("\n| images | n | coverage where sets may be empty | empty |\n|---|---|---|---|")
+    for row in found["coverage_of_thresholds"]:
+        span = f"{row['coverage']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        print(f"| {row['images']} | {row['n']:,} | {span} | {row['empty']:.3f} |")
     print("\n| run | method | metric | n | value | by chance | difference |\n|---|---|---|---|---|---|---|")
     for row in found["pointing"]:
         more = "–"

@@ -12,13 +12,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from scanprior import api
 from scanprior.api.pointing_game import pointing_sentences
 from scanprior.console import ConsoleReporter, clock
 from scanprior.data.check_view import render
-from scanprior.data.phantom import PhantomConfig, write_phantoms
+from scanprior.data.phantom import PhantomConfig, write_finding_table, write_phantoms
 from scanprior.engine import Reporter
-from scanprior.run import Run
+from scanprior.run import EXPLANATIONS, Run
 
 LABELS = 150
 PATIENTS = 1400
@@ -113,9 +115,17 @@ def run_demo(out: Path, seed: int = 0, reporter: Reporter | None = None) -> Path
     tell(f"5/6  the other site, untouched: scanprior evaluate {tuned.path} --data {sites['b']}")
     for run in (tuned, scratch, boxed):
         api.evaluate(run.path, data=sites["b"], name="site-b", settings=["data.label_columns=[label]"])
-    tell(f"6/6  where it looks (scanprior explain {tuned.path} --check --pointing), and the reports")
+    tell(f"6/6  where it looks (scanprior explain {tuned.path} --check), and the reports")
     api.sanity_check(tuned.path, reporter=reporter)
-    for said in pointing_sentences(api.pointing(tuned.path, reporter=reporter)):
+    shown = api.pointing(
+        tuned.path,
+        _findings(tuned, sites["a"]),
+        out=tuned.path / EXPLANATIONS,
+        split="all",
+        classes=["abnormal"],
+        reporter=reporter,
+    )
+    for said in pointing_sentences(shown):
         tell(f"     {said}")
     page = api.report(tuned.path)
     for run in (base, scratch, boxed):
@@ -128,6 +138,13 @@ def run_demo(out: Path, seed: int = 0, reporter: Reporter | None = None) -> Path
     tell("  scanprior finetune LABELS.csv --from runs/pre --labels 100 --out runs/ft")
     tell("  scanprior report   runs/ft")
     return page
+
+
+def _findings(run: Run, site: Path) -> Path:
+    """Return a table of the run's test images with a finding, and where it is."""
+    used = pd.read_parquet(run.path / "data.parquet")
+    tests = used.loc[used["used"] == "test", "image"]
+    return write_finding_table(site, site.with_name(f"{site.name}-findings.csv"), tests)
 
 
 def _draw(data: Path, seed: int) -> dict[str, Path]:

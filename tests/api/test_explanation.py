@@ -117,7 +117,7 @@ def test_an_ensemble_is_the_mean_of_its_members(phantoms: Path, finetuned: Run, 
     images = [read_image(file) for file in some(phantoms)]
     explainer = Explainer(both.path)
     assert explainer.methods == ["auto", "occlusion"]
-    assert explainer.chosen() == ["gradient_attention", "gradcam"]
+    assert explainer.chosen() == ["gradient_attention", "layercam"]
     members = [Explainer(run).maps(images, "abnormal") for run in (finetuned, conv)]
     whole = explainer.maps(images, "abnormal")
     for first, second, mean in zip(*members, whole, strict=True):
@@ -221,10 +221,9 @@ def test_the_command_writes_and_checks(phantoms: Path, both: Run, tmp_path: Path
     said = scanprior("explain", both.path, *some(phantoms), "--out", tmp_path / "new", "--check", "--arrays")
     assert said.code == 0, said.text
     assert "3 rows in explanations.csv, 0 with an error" in said.out
-    assert "gradcam of conv has 1 x 1 cells at 32 px" in said.out
-    assert "rank correlation of the maps of 3 images" in said.out and "gradcam: head" in said.out
+    assert "rank correlation of the maps of 3 images" in said.out and "layercam: head" in said.out
     result = json.loads((tmp_path / "new" / "sanity.json").read_text())
-    assert [member["method"] for member in result["members"]] == ["gradient_attention", "gradcam"]
+    assert [member["method"] for member in result["members"]] == ["gradient_attention", "layercam"]
     stages = [stage for member in result["members"] for stage in member["stages"]]
     assert len(stages) == 6 and all(-1 <= stage["spearman"] <= 1 for stage in stages if stage["compared"])
     assert len(list((tmp_path / "new" / "maps").iterdir())) == 3
@@ -283,7 +282,7 @@ def test_what_is_refused(
     assert said == "--class cancer: the run has no such class; it has abnormal, normal"
     said = refused("explain", finetuned.path, image, "--method", "gradcam", *out)
     assert "has no pyramid of feature maps; use gradient_attention" in said
-    assert "use gradcam or occlusion" in refused(
+    assert "use gradcam or layercam or occlusion" in refused(
         "explain", conv.path, image, "--method", "attention_rollout", *out
     )
     assert "did you mean gradcam?" in refused("explain", conv.path, image, "--method", "grad-cam", *out)

@@ -22,6 +22,7 @@ from scanprior.data.phantom import (
     positions,
     render,
     tabulate,
+    write_finding_table,
     write_phantoms,
 )
 from scanprior.data.phantom_fields import Plane, bezier, splat
@@ -90,6 +91,22 @@ def test_folder_is_complete_readable_and_says_it_is_synthetic(tmp_path: Path) ->
             if path.exists():
                 assert np.array_equal(np.asarray(Image.open(path)), made.findings[finding][row])
     assert "not real images" in (out / "SOURCE.md").read_text(encoding="utf-8")
+
+
+def test_a_table_says_where_the_findings_are(tmp_path: Path) -> None:
+    out = write_phantoms(tmp_path / "made", SMALL)
+    labels = pd.read_csv(out / "labels.csv")
+    sick = labels[labels[list(FINDINGS)].any(axis=1)]
+    wanted = set(labels["image"][:30])
+    for chosen, rows in ((None, sick), (wanted, sick[sick["image"].isin(wanted)])):
+        table = pd.read_csv(write_finding_table(out, tmp_path / "findings.csv", chosen))
+        assert table["image"].tolist() == [f"made/{image}" for image in rows["image"]] and len(table)
+        assert table["patient"].tolist() == rows["patient"].tolist()
+    for record in table.to_dict("records"):
+        parts = (out / "findings").glob(f"{Path(record['image']).stem}-*.png")
+        whole = np.any([np.asarray(Image.open(part)) for part in parts], axis=0)
+        assert np.array_equal(np.asarray(Image.open(tmp_path / record["mask"])), whole) and whole.any()
+    write_phantoms(out, SMALL, overwrite=True)  # the masks of all findings are phantoms, too
     with pytest.raises(DataError, match="not an empty folder"):
         write_phantoms(out, SMALL)
 

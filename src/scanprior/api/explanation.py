@@ -29,15 +29,11 @@ from scanprior.errors import ConfigError, DataError, ImageReadError
 from scanprior.files import replacing, write_text
 from scanprior.reporting.overlays import saliency_overlay
 from scanprior.run import Run
-from scanprior.saliency import AUTO, METHODS, cells_along, check_method, choose_method
+from scanprior.saliency import AUTO, FEW_CELLS, METHODS, cells_along, check_method, choose_method
 
 Map = NDArray[np.float32]
 
 _COLUMNS = ("image", "predicted", "class", "prob", "overlay", "array", "error")
-
-
-_FEW_CELLS = 5
-"""Cells along a side of a feature map below which it is said that the map is coarse."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +107,16 @@ class Explainer:
             if name != "gradcam" or not isinstance(encoder, PyramidEncoder):
                 continue
             side = cells_along(encoder)
-            if side is not None and side < _FEW_CELLS:
+            if side is not None and side < FEW_CELLS:
                 said.append(
                     f"gradcam of {member.name or 'this network'} has {side} x {side} cells at {encoder.size} px, too "
-                    "few to find small things; --method occlusion is finer"
+                    f"few to find small things; --method {self._finer(member)} is finer"
                 )
         return said
+
+    @staticmethod
+    def _finer(member: Member) -> str:
+        return "layercam" if METHODS["layercam"].why_not(member.model) is None else "occlusion"
 
     def check_class(self, name: str) -> str:
         """Return the name of a class.
@@ -233,7 +233,7 @@ def explain(
         paths: files and folders, as for ``predict``.
         out: folder to write: ``overlays/``, ``maps/``, ``explanations.csv`` and ``explanations.json`` (how it was
             made).
-        method: ``auto``, ``gradcam``, ``gradient_attention``, ``attention_rollout`` or ``occlusion``.
+        method: ``auto``, ``gradcam``, ``layercam``, ``gradient_attention``, ``attention_rollout`` or ``occlusion``.
         classes: names of classes to explain in every image; None = the predicted one, of findings the most probable.
         opacity: of the highest value of a map, in [0, 1].
         arrays: whether to write the maps, float32 (H, W), as ``.npy`` too.

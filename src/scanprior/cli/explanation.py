@@ -29,7 +29,9 @@ def explain(
     ] = None,
     method: Annotated[
         str,
-        typer.Option("--method", help="auto, gradcam, gradient_attention, attention_rollout or occlusion."),
+        typer.Option(
+            "--method", help="auto, gradcam, layercam, gradient_attention, attention_rollout or occlusion."
+        ),
     ] = "auto",
     classes: Annotated[
         list[str] | None,

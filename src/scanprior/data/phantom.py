@@ -8,6 +8,7 @@ image), so image i is the same whatever else is made, in whatever order, by howe
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -269,6 +270,32 @@ def write_phantoms(out: Path, config: PhantomConfig, *, workers: int = 0, overwr
         raise DataError(
             f"{out}: the phantoms cannot be written ({error.strerror}); free or name another folder"
         ) from error
+    return out
+
+
+def write_finding_table(folder: Path, out: Path, images: Iterable[str] | None = None) -> Path:
+    """Write a table of the images with a finding, whose ``mask`` is that of all their findings; return its path.
+
+    Args:
+        folder: of ``write_phantoms``; the masks are written to its ``findings``, one an image.
+        out: the CSV file, in a folder that ``folder`` lies in.
+        images: which of them, as in ``labels.csv``; None = all.
+    """
+    table = pd.read_csv(folder / "labels.csv").drop(columns="mask")
+    if images is not None:
+        table = table[table["image"].isin(set(images))]
+    place, masks = folder.relative_to(out.parent), {}
+    for image in table["image"]:
+        parts = sorted((folder / "findings").glob(f"{Path(image).stem}-*.png"))
+        if parts:
+            whole = np.any([np.asarray(Image.open(part)) > 0 for part in parts], axis=0)
+            masks[image] = place / "findings" / Path(image).name
+            Image.fromarray(whole).save(out.parent / masks[image])
+    table = table[table["image"].isin(masks)]
+    named = table.assign(
+        image=[place / image for image in table["image"]], mask=[masks[i] for i in table["image"]]
+    )
+    named.to_csv(out, index=False)
     return out
 
 

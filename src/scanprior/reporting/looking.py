@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import PurePath
 from typing import Any
 
 from scanprior.reporting.formatting import count, finite, interval, level_of, number, plural
@@ -61,7 +62,7 @@ def pointing_table(pointing: Found) -> Table | None:
     near = f" or at most {tolerance:g} pixels from it" if tolerance else ""
     caption = (
         f"Do the maps ({_methods(pointing)}) lie in the masks that were drawn? "
-        f"{plural(pointing.get('n'), 'image')}{whose}, split {pointing.get('split')}. "
+        f"{plural(pointing.get('n'), 'image')}{whose}, {_whose(pointing)}. "
         f"Pointing game: share of images whose highest point lies in the mask{near}; "
         "energy inside: mean share of the map that does."
     )
@@ -88,6 +89,11 @@ def looking_sentences(sanity: Found, pointing: Found) -> Iterator[str]:
             f"{plural(pointing.get('n'), 'image')} with a mask: {number(row.get('value'))} "
             f"{interval(row.get('low'), row.get('high'))}, a random map {number(row.get('chance'))}."
         )
+
+
+def _whose(pointing: Found) -> str:
+    data, split = str(pointing.get("data")), f"split {pointing.get('split')}"
+    return f"{PurePath(data).name}, {split}"
 
 
 def _methods(pointing: Found) -> str:

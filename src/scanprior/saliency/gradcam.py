@@ -12,6 +12,9 @@ from scanprior.errors import ConfigError
 from scanprior.saliency.base import classes_of, from_tokens, normalised, scores, undisturbed
 from scanprior.tasks.classify import Classifier
 
+FEW_CELLS = 5
+"""Cells along a side of a map below which it is too coarse to point at small things."""
+
 
 def gradcam(model: Classifier, images: Tensor, classes: Tensor | None = None) -> Tensor:
     """Return Grad-CAM maps (Selvaraju et al. 2017, arXiv 1610.02391, section 3) at the encoder's last map.

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from scanprior.encoders import PyramidEncoder
 from scanprior.errors import ConfigError
 from scanprior.saliency.attention import attention_rollout, gradient_attention, why_unreadable
-from scanprior.saliency.gradcam import gradcam, why_no_map
+from scanprior.saliency.gradcam import FEW_CELLS, cells_along, gradcam, why_no_map
+from scanprior.saliency.layercam import layercam, why_no_level
 from scanprior.saliency.occlusion import occlusion
 from scanprior.tasks.classify import Classifier
 from scanprior.tasks.heads import NeighbourHead
@@ -32,6 +34,20 @@ def _without_map(model: Classifier) -> str | None:
     return _without_gradient(model) or why_no_map(model)
 
 
+def _without_level(model: Classifier) -> str | None:
+    return _without_gradient(model) or why_no_level(model)
+
+
+def _is_fine(model: Classifier) -> bool:
+    """Return whether the last map is fine enough, or the only one there is."""
+    side = cells_along(model.encoder) if isinstance(model.encoder, PyramidEncoder) else None
+    return side is None or side >= FEW_CELLS or why_no_level(model) is not None
+
+
+def _always(model: Classifier) -> bool:
+    return True
+
+
 def _without_attention(model: Classifier) -> str | None:
     return _without_gradient(model) or why_unreadable(model)
 
@@ -44,15 +60,20 @@ class Method:
         maps: of a classifier, images (B, C, S, S) and classes (B,) or None: (B, S, S) float32 in [0, 1].
         why_not: why it cannot be used on a classifier; None where it can.
         summary: in a few words.
+        auto: whether ``auto`` takes it where it can be used.
     """
 
     maps: Callable[[Classifier, Tensor, Tensor | None], Tensor]
     why_not: Callable[[Classifier], str | None]
     summary: str
+    auto: Callable[[Classifier], bool] = _always
 
 
 METHODS: dict[str, Method] = {
-    "gradcam": Method(gradcam, _without_map, "last feature map, weighted by gradients"),
+    "gradcam": Method(gradcam, _without_map, "last feature map, weighted by gradients", _is_fine),
+    "layercam": Method(
+        layercam, _without_level, "an earlier feature map, weighted by gradients cell by cell"
+    ),
     "gradient_attention": Method(
         gradient_attention, _without_attention, "attention of all blocks, weighted by gradients"
     ),
@@ -61,7 +82,7 @@ METHODS: dict[str, Method] = {
     ),
     "occlusion": Method(occlusion, _never, "what the score loses when windows are covered; slow"),
 }
-"""``auto`` takes the first that fits. That is never rollout, which fits where the method before it does."""
+"""``auto`` takes the first that fits and is fine enough; never rollout, as what is before it fits where it does."""
 
 
 def check_method(name: str) -> None:
@@ -81,15 +102,17 @@ def choose_method(model: Classifier, name: str = AUTO) -> str:
 
     Args:
         model: what is explained.
-        name: the method wanted; ``auto`` is gradcam for encoders with a pyramid, gradient_attention for vision
-            transformers whose attention can be read, else occlusion.
+        name: the method wanted; ``auto`` is gradcam for encoders with a pyramid, or layercam where its last map has
+            fewer than 5 x 5 cells, gradient_attention for vision transformers whose attention can be read, else
+            occlusion.
 
     Raises:
         ConfigError: there is no such method, or it does not fit the classifier; says why and what does.
     """
     check_method(name)
     if name == AUTO:
-        return next(each for each, method in METHODS.items() if method.why_not(model) is None)
+        usable = (each for each, method in METHODS.items() if method.why_not(model) is None)
+        return next(each for each in usable if METHODS[each].auto(model))
     reason = METHODS[name].why_not(model)
     if reason is not None:
         fitting = [each for each, method in METHODS.items() if method.why_not(model) is None]
