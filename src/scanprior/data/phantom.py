@@ -289,11 +289,11 @@ def write_finding_table(folder: Path, out: Path, images: Iterable[str] | None = 
         parts = sorted((folder / "findings").glob(f"{Path(image).stem}-*.png"))
         if parts:
             whole = np.any([np.asarray(Image.open(part)) > 0 for part in parts], axis=0)
-            masks[image] = place / "findings" / Path(image).name
+            masks[image] = str(place / "findings" / Path(image).name)
             Image.fromarray(whole).save(out.parent / masks[image])
     table = table[table["image"].isin(masks)]
     named = table.assign(
-        image=[place / image for image in table["image"]], mask=[masks[i] for i in table["image"]]
+        image=[str(place / image) for image in table["image"]], mask=[masks[i] for i in table["image"]]
     )
     named.to_csv(out, index=False)
     return out
