@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -165,7 +166,7 @@ def test_memory_benchmark_runs_its_commands(tmp_path: Path, monkeypatch: pytest.
     from benchmarks import memory
     from scanprior.cli import app
 
-    peaks = iter([100.0, 200.0, 101.0, 230.0])
+    peaks = iter([100.0, 200.0, 50.0, 101.0, 230.0, 50.0])
 
     def in_process(command: list[str], **environment: str) -> Cost:
         assert command[1:3] == ["-m", "scanprior"]
@@ -175,9 +176,10 @@ def test_memory_benchmark_runs_its_commands(tmp_path: Path, monkeypatch: pytest.
         return Cost(0.0, next(peaks))
 
     monkeypatch.setattr(memory, "cost", in_process)
-    prepare, pretrain = memory.run(Settings(tmp_path, quick=True, threads=1))
+    prepare, pretrain, predict = memory.run(Settings(tmp_path, quick=True, threads=1))
     assert prepare.value == pytest.approx(1.01) and prepare.met
     assert pretrain.value == pytest.approx(1.15) and not pretrain.met
+    assert predict.value == 1.0 and len(pd.read_csv(tmp_path / "memory" / "store-80.csv")) == 80
 
 
 def test_bare_losses_equal_ours(tmp_path: Path) -> None:

@@ -149,8 +149,9 @@ def test_similar_training_images_have_pictures_but_no_labels(segmented: Run, pha
     pixels = {form: np.stack([each.fitted[form] for each in readings]) for form in predictor.forms}
     found, alike = reference.similar(predictor.answers(pixels).pooled, 3)
     assert found[:, 0].tolist() == [4, 17] and alike[:, 0] == pytest.approx(1, abs=1e-3)
-    said = open_served(segmented.path, "lungs")(readings)[0].said
-    assert said["outlier"]["flagged"] is False and set(said["masks"]) == {"foreground"}
+    answer = open_served(segmented.path, "lungs")(readings)[0]
+    assert answer.said["outlier"]["flagged"] is False and answer.drawn is not None
+    assert set(answer.drawn()["masks"]) == {"foreground"}
 
 
 def test_a_served_run_says_it_too(segmented: Run, phantoms: Path, strange: list[Path]) -> None:

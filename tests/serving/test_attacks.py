@@ -37,7 +37,7 @@ from scanprior.serving.decoding import Decoders
 from scanprior.serving.limits import Limits
 from serving.conftest import TOKEN, Server, listening
 
-FUZZED = int(os.environ.get("SCANPRIOR_FUZZED", "600"))
+FUZZED = int(os.environ.get("SCANPRIOR_FUZZED", "200"))
 """Requests of the fuzz test."""
 
 STRICT = Limits(
