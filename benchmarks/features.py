@@ -32,7 +32,7 @@ NETWORKS = ("vit_small_patch16_224", "tf_efficientnet_lite0")
 
 def run(settings: Settings) -> list[Row]:
     """Measure two networks, a slow one and a fast one, and a probe."""
-    size, images = settings.of(224, 64), settings.of(8 * BLOCK, BLOCK)
+    size, images = settings.of(224, 64), settings.of(3 * BLOCK, BLOCK)
     store = phantom_store(settings.folder, images, size)
     rows = [_against_bare(settings, store, name, tokens) for name in NETWORKS for tokens in (False, True)]
     return [*rows, _second_probe(settings)]

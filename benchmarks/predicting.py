@@ -19,17 +19,20 @@ from scanprior.api.references import image_references
 from scanprior.api.trust import Trust
 from scanprior.run import Run
 
-NETWORKS = {"tf_efficientnet_lite0": 128, "convnext_tiny": 224}
-"""A network quicker than the decoding of a file, and one slower, with their sizes."""
+NETWORKS = {"tf_efficientnet_lite0": (128, 1024), "convnext_tiny": (224, 256)}
+"""A network quicker than the decoding of a file, and one slower, with their sizes and how many images they predict."""
 
 BATCH = 64
 
 
 def run(settings: Settings) -> list[Row]:
     """Measure both networks."""
-    folder, what = photographs(settings.folder / "predicting", settings.of(1024, 24))
-    networks = {"test_convnext.r160_in1k": 32} if settings.quick else NETWORKS
-    return [_row(settings, folder, what, name, size) for name, size in networks.items()]
+    networks = {"test_convnext.r160_in1k": (32, 24)} if settings.quick else NETWORKS
+    rows = []
+    for name, (size, count) in networks.items():
+        folder, what = photographs(settings.folder / f"predicting-{count}", count)
+        rows.append(_row(settings, folder, what, name, size))
+    return rows
 
 
 def classifier(folder: Path, images: Path, network: str, size: int) -> Run:
