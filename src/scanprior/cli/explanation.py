@@ -10,7 +10,6 @@ import typer
 from scanprior.cli.app import app, console_reporter, say
 from scanprior.cli.options import Map, Sets, pairs
 from scanprior.errors import ConfigError
-from scanprior.run import EXPLANATIONS
 
 
 @app.command()
@@ -57,6 +56,7 @@ def explain(
     """Show where a classifier looks: overlays on the images; or measure it against masks."""
     from scanprior import api
     from scanprior.api.sanity import sanity_sentence
+    from scanprior.run import EXPLANATIONS
 
     reporter = console_reporter()
     if paths and out is None:
@@ -99,6 +99,7 @@ def explain(
 def _pointing(run: Path, paths: list[str], out: Path | None, **settings: Any) -> None:
     from scanprior import api
     from scanprior.api.pointing_game import pointing_sentences
+    from scanprior.run import EXPLANATIONS
 
     if len(paths) > 1:
         raise ConfigError(f"--pointing: takes one source with masks, and {len(paths)} paths are given")
