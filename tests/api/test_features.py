@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 from api.conftest import FROM_PARENT
 from scanprior import api
 from scanprior.api import features as kept
+from scanprior.api.embeddings import Embedder
 from scanprior.api.features import StoredFeatures, features_key
 from scanprior.api.models import load_encoder
 from scanprior.data.store import Store
 from scanprior.data.transforms import Preprocessing, to_input
+from scanprior.encoders import descriptor
 from scanprior.engine import Reporter
 from scanprior.errors import ConfigError
 from scanprior.run import Run
@@ -68,6 +70,12 @@ def test_what_is_kept_is_what_the_encoder_gives(pretrained: Run, phantoms: Path,
     pooled = stored(pretrained, phantoms, tmp_path, reporter=reporter, tokens=False)
     pooled.ensure(rows)
     assert reporter.blocks == blocks and pooled.read(rows).tokens.shape == (3, 0, 0)
+    told = stored(pretrained, phantoms, tmp_path, reporter=reporter, descriptors=True)
+    told.ensure(rows)
+    assert reporter.blocks == blocks + 2  # for what was not kept of them
+    embeddings = told.embeddings(rows)
+    np.testing.assert_allclose(embeddings.descriptors, descriptor(wanted), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(embeddings.pooled, found.pooled)
 
 
 def test_a_block_that_was_not_finished_is_encoded_again(
@@ -130,6 +138,8 @@ def test_training_on_kept_features_is_training(
     tables = [by_name(run) for run in runs.values()]
     # AdamW turns rounding where a gradient is near zero into whole steps
     np.testing.assert_allclose(tables[0], tables[1], atol=1e-3 if pooling == "encoder" else 5e-3)
+    limits = [run.card["trust"]["outliers"]["threshold"] for run in runs.values()]
+    assert limits[0] == pytest.approx(limits[1], rel=1e-4)
     predicted = api.predict(runs["kept"].path, phantoms / "images")
     assert len(predicted) and set(first) == set(second)
 
@@ -140,8 +150,11 @@ def by_name(run: Run) -> pd.DataFrame:
 
 
 def test_one_budget_after_another_encodes_nothing_twice(
-    pretrained: Run, phantoms: Path, tmp_path: Path, cache: Path
+    pretrained: Run, phantoms: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nor where the features are that say what is unlike the training images."""
+    embeddings = Embedder.embeddings
+    monkeypatch.setattr(Embedder, "embeddings", lambda *_: pytest.fail("images are encoded"))
     reporter = Counting()
 
     def train(name: str, **settings) -> int:
@@ -159,6 +172,7 @@ def test_one_budget_after_another_encodes_nothing_twice(
     reused = reporter.blocks
     api.probe(phantoms, out=tmp_path / "e", parent=pretrained.path, options=FROM_PARENT, reporter=reporter)
     assert reporter.blocks == reused
+    monkeypatch.setattr(Embedder, "embeddings", embeddings)
     assert train("f", augment_preset="chest_xray_mild") == 0 and len(list(cache.iterdir())) == 1
 
 

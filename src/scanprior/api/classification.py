@@ -136,6 +136,7 @@ class Classification(Work):
             preprocessing,
             self.images.store,
             tokens=self.settings.pooling != "encoder",
+            descriptors=self.config.trust.reference_images > 0,
             reporter=reporter,
         )
         rows = [self.train, self.val, self.images.rows("val"), self.images.rows("test")]

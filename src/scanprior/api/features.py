@@ -19,12 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from scanprior.api.embeddings import Embeddings
 from scanprior.api.sources import cache_folder
 from scanprior.data.folder_lock import locked
 from scanprior.data.loader import evaluation_batches
 from scanprior.data.store import ImageStore
 from scanprior.data.transforms import Preprocessing
-from scanprior.encoders import Encoder, Features
+from scanprior.encoders import Encoder, Features, descriptor
 from scanprior.engine import Batch, Order, Reporter
 from scanprior.files import replacing
 
@@ -39,13 +40,14 @@ Rows = NDArray[np.int64]
 class StoredFeatures:
     """The features of a store's images, encoded where they are not kept yet.
 
-    Pooled vectors are kept in float32; tokens, which heads that pool by themselves need, in float16.
+    Pooled vectors and descriptors are kept in float32; tokens, which heads that pool by themselves need, in float16.
 
     Args:
         encoder: frozen, in evaluation mode; its weights are part of the place.
         preprocessing: what it expects.
         store: the images.
         tokens: whether tokens are wanted beside the pooled vectors.
+        descriptors: whether what tells outliers (``encoders.descriptor``) is wanted, too.
         reporter: told of the work and where it is kept.
         folder: where to keep them; None = in the user's cache.
     """
@@ -57,13 +59,15 @@ class StoredFeatures:
         store: ImageStore,
         *,
         tokens: bool,
+        descriptors: bool = False,
         reporter: Reporter,
         folder: Path | None = None,
     ) -> None:
         self.encoder, self.preprocessing, self.store = encoder, preprocessing, store
-        self.tokens, self.reporter = tokens, reporter
+        self.tokens, self.descriptors, self.reporter = tokens, descriptors, reporter
         self.key = features_key(encoder, preprocessing, store)
-        self._kinds = ("pooled", "tokens") if tokens else ("pooled",)
+        wanted = {"pooled": True, "tokens": tokens, "descriptors": descriptors}
+        self._kinds = tuple(kind for kind, needed in wanted.items() if needed)
         self.folder = (cache_folder() if folder is None else folder) / f"features-{self.key}"
         self._maps: dict[str, NDArray[Any]] = {}
         self._said = False
@@ -97,6 +101,8 @@ class StoredFeatures:
                 self._write("pooled", part, made.pooled.float())
                 if self.tokens:
                     self._write("tokens", part, made.tokens.half())
+                if self.descriptors:
+                    self._write("descriptors", part, descriptor(made))
                 self._keep(block)
                 self.reporter.counted(number + 1, len(todo), "blocks of images encoded")
         self._say("the encoder's features are kept")
@@ -117,6 +123,10 @@ class StoredFeatures:
             else pooled.new_zeros(len(pooled), 0, 0)
         )
         return Features(tokens, [], pooled)
+
+    def embeddings(self, rows: Rows) -> Embeddings:
+        """Return the kept pooled vectors and descriptors of ``rows``."""
+        return Embeddings(self._map("pooled")[rows], self._map("descriptors")[rows])
 
     def batches(self, rows: Rows, batch_size: int) -> Iterator[Features]:
         """Yield the kept features of ``rows`` in order, ``batch_size`` images at a time: tokens of many are large."""

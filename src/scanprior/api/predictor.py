@@ -114,6 +114,14 @@ class Predictor(Embedder):
         together = Embeddings.joined(seen, axis=1)
         return Answers(together.pooled, together.descriptors, np.stack(made))
 
+    def embeddings_of_stored(self, images: Images, rows: Rows, batch_size: int = 64) -> Embeddings:
+        """Return what the encoders make of the stored images at ``rows``; what is kept of that is read."""
+        kept = self.members[0].features
+        if len(self.members) > 1 or kept is None or not kept.descriptors:
+            return super().embeddings_of_stored(images, rows, batch_size)
+        kept.ensure(rows)
+        return kept.embeddings(rows)
+
     def check_views(self, views: int) -> None:
         """See that there are views to predict.
 
