@@ -495,23 +495,17 @@ def test_an_empty_folder(tmp_path: Path, scanprior: Command) -> None:
     assert said.code == 0 and "no run or study below" in said.out
 
 
-def test_two_hundred_runs_take_half_a_second_and_no_network_library(finetuned: Run, tmp_path: Path) -> None:
+def test_two_hundred_runs_are_listed_without_a_network_library(finetuned: Run, tmp_path: Path) -> None:
     for number in range(200):
         put(finetuned, tmp_path / f"run{number}")
     code = (
-        "import sys, time; sys.argv = ['scanprior', 'runs', sys.argv[1], '--best', 'auroc']\n"
+        "import sys; sys.argv = ['scanprior', 'runs', sys.argv[1], '--best', 'auroc']\n"
         "from scanprior.cli import main\n"
         "try: main()\nexcept SystemExit: pass\n"
         "heavy = {'torch', 'numpy', 'pandas', 'timm', 'matplotlib'} & set(sys.modules)\n"
-        "print('CPU', time.process_time(), 'heavy', sorted(heavy))"
+        "print('heavy', sorted(heavy))"
     )
-    seconds = []
-    for _ in range(3):  # the best of three: other programs share the processor's cache
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
-        ).stdout.splitlines()
-        assert any(line.startswith("200 runs") for line in done) and done[-1].endswith("heavy []")
-        seconds.append(float(done[-1].split()[1]))
-        if seconds[-1] <= 0.5:
-            return
-    raise AssertionError(f"{min(seconds):.2f} s of processor time")
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert any(line.startswith("200 runs") for line in done) and done[-1] == "heavy []"
