@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from saliency.made import VIT, classifier, images, patches, trained
-from scanprior.saliency import METHODS, Method, randomisation_check, structural_similarity
+from scanprior.saliency import METHODS, Method, likeness, randomised_maps, structural_similarity
 from scanprior.tasks.classify import Classifier
 
 
@@ -16,27 +18,31 @@ def model() -> Classifier:
     return trained(VIT, 32, 8, 80)
 
 
-def by_stage(result, value: str = "spearman") -> dict[str, float]:
-    return {stage["stage"]: stage[value] for stage in result["stages"]}
+def check(*arguments, **settings) -> list[dict[str, Any]]:
+    return likeness(randomised_maps(*arguments, **settings))
+
+
+def by_stage(stages, value: str = "spearman") -> dict[str, float]:
+    return {stage["stage"]: stage[value] for stage in stages}
 
 
 @pytest.mark.parametrize("method", ["gradient_attention", "occlusion"])
 def test_maps_of_a_trained_model_follow_its_weights(model: Classifier, method: str) -> None:
     shown, before = patches(12, 32, 8, seed=2)[0], {n: w.clone() for n, w in model.state_dict().items()}
-    result = randomisation_check(model, shown, method)
+    result = check(model, shown, method)
     found = by_stage(result)
-    assert list(found) == ["head", "last block", "all"] and result["method"] == method
+    assert list(found) == ["head", "last block", "all"]
     assert abs(found["all"]) < 0.4 and by_stage(result, "ssim")["all"] < 0.4
     counts = by_stage(result, "parameters")
     head = sum(weight.numel() for name, weight in model.named_parameters() if "encoder" not in name)
     assert counts["head"] == head and sum(counts.values()) == sum(p.numel() for p in model.parameters())
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
-    assert randomisation_check(model, shown, method) == result  # the same seed
-    assert by_stage(randomisation_check(model, shown, method, seed=1)) != found
+    assert check(model, shown, method) == result  # the same seed
+    assert by_stage(check(model, shown, method, seed=1)) != found
 
 
 def test_rollout_knows_nothing_of_the_head(model: Classifier) -> None:
-    found = by_stage(randomisation_check(model, patches(6, 32, 8, seed=2)[0], "attention_rollout"))
+    found = by_stage(check(model, patches(6, 32, 8, seed=2)[0], "attention_rollout"))
     assert found["head"] == pytest.approx(1) and found["all"] < 0.9
 
 
@@ -45,20 +51,20 @@ def test_a_method_that_looks_for_edges_is_found_out(model: Classifier, monkeypat
         return shown[:, 0].diff(dim=1, prepend=shown[:, 0, :1]).abs()
 
     monkeypatch.setitem(METHODS, "edges", Method(edges, lambda model: None, "edges"))
-    result = randomisation_check(model, patches(6, 32, 8, seed=2)[0], "edges")
+    result = check(model, patches(6, 32, 8, seed=2)[0], "edges")
     assert list(by_stage(result).values()) == pytest.approx([1, 1, 1])
 
 
 def test_maps_of_nothing_are_not_compared() -> None:
     model = classifier(VIT)
     torch.nn.init.zeros_(model.head.linear.weight)
-    stages = randomisation_check(model, images(2, 32), "gradient_attention")["stages"]
+    stages = check(model, images(2, 32), "gradient_attention")
     assert all(stage["compared"] == 0 and stage["spearman"] is None for stage in stages)
 
 
 def test_a_head_without_weights_has_no_stage() -> None:
-    result = randomisation_check(classifier(VIT, head="knn"), images(2, 32))
-    assert list(by_stage(result)) == ["last block", "all"] and result["method"] == "occlusion"
+    result = check(classifier(VIT, head="knn"), images(2, 32))
+    assert list(by_stage(result)) == ["last block", "all"]
 
 
 def test_structural_similarity_is_that_of_the_paper() -> None:

@@ -290,13 +290,21 @@ def check_folder(out: Path) -> None:
     check_place(out)
 
 
-def read_all(references: Sequence[str]) -> tuple[list[ImageData | None], list[str | None]]:
-    """Read images; return each or None, and for each its error or None."""
+def read_all(
+    references: Sequence[str], roots: Sequence[Path] | None = None
+) -> tuple[list[ImageData | None], list[str | None]]:
+    """Read images; return each or None, and for each its error or None.
+
+    Args:
+        references: as ``read_reference`` takes them.
+        roots: folders that they start at; None = the working folder.
+    """
     images: list[ImageData | None] = []
     errors: list[str | None] = []
-    for reference in references:
+    for number, reference in enumerate(references):
         try:
-            images.append(read_reference(absolute_reference(reference)))
+            place = (absolute_reference(reference),) if roots is None else (reference, roots[number])
+            images.append(read_reference(*place))
             errors.append(None)
         except ImageReadError as error:
             images.append(None)

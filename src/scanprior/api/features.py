@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,13 @@ BLOCK = 32
 FORMAT = 1
 
 Rows = NDArray[np.int64]
+
+_KINDS: dict[str, Callable[[Features], Tensor]] = {
+    "pooled": lambda made: made.pooled.float(),
+    "tokens": lambda made: made.tokens.half(),
+    "descriptors": descriptor,
+}
+"""What is kept of an image's features, each in a file of its own."""
 
 
 class StoredFeatures:
@@ -98,11 +105,8 @@ class StoredFeatures:
                 (images,) = evaluation_batches(self.store, part, self.preprocessing, BLOCK)
                 with torch.no_grad():
                     made = self.encoder(images.to(device))
-                self._write("pooled", part, made.pooled.float())
-                if self.tokens:
-                    self._write("tokens", part, made.tokens.half())
-                if self.descriptors:
-                    self._write("descriptors", part, descriptor(made))
+                for kind in self._kinds:
+                    self._write(kind, part, _KINDS[kind](made))
                 self._keep(block)
                 self.reporter.counted(number + 1, len(todo), "blocks of images encoded")
         self._say("the encoder's features are kept")

@@ -17,9 +17,9 @@ from scanprior.api.mask_results import root_of
 from scanprior.api.predictor import Predictor
 from scanprior.api.references import image_references
 from scanprior.data.fitting import unfit_maps
-from scanprior.data.readers import ImageData, read_reference
+from scanprior.data.readers import ImageData
 from scanprior.engine import Reporter
-from scanprior.errors import DataError, ImageReadError, RunError
+from scanprior.errors import DataError, RunError
 from scanprior.files import replacing, write_text
 from scanprior.reporting.overlays import saliency_overlay
 from scanprior.run import EXPLANATIONS
@@ -57,8 +57,8 @@ def sanity_check(
         reporter: shows progress.
 
     Returns:
-        ``run``, ``data``, and ``members``: for each what ``scanprior.saliency.randomisation_check`` returns, and
-        ``name``.
+        ``run``, ``data``, and ``members``: for each ``name``, ``method``, number of ``images``, ``seed``, and
+        ``stages``, see ``scanprior.saliency.likeness``.
 
     Raises:
         ScanpriorError: as ``explain``, and where no image can be read.
@@ -74,8 +74,8 @@ def sanity_check(
     drawn = max(1, _DRAWN // len(methods))
     for number, (member, name) in enumerate(zip(explainer.predictor.members, methods, strict=True), start=1):
         made = randomised_maps(member.model, explainer.inputs(images, member), name, seed)
-        found = {"method": name, "images": len(images), "seed": seed, "stages": likeness(made)}
-        members.append({"name": member.name, **found})
+        said = {"name": member.name, "method": name, "images": len(images), "seed": seed}
+        members.append({**said, "stages": likeness(made)})
         rows += [
             _drawn(images[row], row, made, member.preprocessing.fit) for row in _spaced(len(images), drawn)
         ]
@@ -99,8 +99,7 @@ def _opened(
     """
     if paths is not None:
         explainer, references = Explainer(run), image_references(paths)
-        read, errors = read_all([references[place] for place in _spaced(len(references), LOOKED_AT)])
-        data = f"{len(references):,} images given"
+        roots, data = None, f"{len(references):,} images given"
     else:
         subject = open_subject(run, data=None, split=None, label_map=None, settings=(), reporter=reporter)
         if not isinstance(subject.model, Predictor):
@@ -108,14 +107,12 @@ def _opened(
         explainer = Explainer(subject.model)
         names = subject.images.frame["image"]
         references = [str(names.iloc[row]) for row in subject.rows]
-        read, errors = [], []
-        for place in _spaced(len(references), LOOKED_AT):
-            try:
-                root = root_of(subject.images.store, int(subject.rows[place]))
-                read.append(read_reference(references[place], root))
-            except ImageReadError as error:
-                errors.append(error.reason)
+        roots = [root_of(subject.images.store, int(row)) for row in subject.rows]
         data = f"the run's own, split {subject.split}"
+    places = _spaced(len(references), LOOKED_AT)
+    read, errors = read_all(
+        [references[place] for place in places], None if roots is None else [roots[place] for place in places]
+    )
     images = [image for image in read if image is not None]
     if not images:
         raise DataError(f"{references[0]}: {errors[0]}; the sanity check needs an image that can be read")

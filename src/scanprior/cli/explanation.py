@@ -62,15 +62,15 @@ def explain(
     if paths and out is None:
         raise ConfigError("--out: name the folder to write; only of the run's own images there is a default")
     if not pointing:
-        _only_with_pointing(
-            {"--split": split, "--mask": mask, "--tolerance": tolerance, "--map": maps, "--set": sets}
-        )
+        belonging = {"--split": split, "--mask": mask, "--tolerance": tolerance, "--map": maps, "--set": sets}
+        _refuse(belonging, "belongs to --pointing; add that, or leave it out")
     if not paths:
         if not (check or pointing):
             raise ConfigError(
                 "no images to explain; name files or folders, or with --check or --pointing take the run's own"
             )
-        _only_with_images({"--class": classes if not pointing else None, "--arrays": arrays})
+        drawn = {"--class": classes if not pointing else None, "--arrays": arrays}
+        _refuse(drawn, "is of images that are drawn; name files or folders, or leave it out")
     if pointing:
         _pointing(
             run, paths or [], out=out, split=split, classes=classes, mask=mask, method=method, tolerance=tolerance,
@@ -107,13 +107,7 @@ def _pointing(run: Path, paths: list[str], out: Path | None, **settings: Any) ->
     say(*pointing_sentences(result), f"wrote {out or run / EXPLANATIONS}: pointing.json, pointing.csv")
 
 
-def _only_with_pointing(options: dict[str, Any]) -> None:
+def _refuse(options: dict[str, Any], why: str) -> None:
     for name, value in options.items():
         if value:
-            raise ConfigError(f"{name}: belongs to --pointing; add that, or leave it out")
-
-
-def _only_with_images(options: dict[str, Any]) -> None:
-    for name, value in options.items():
-        if value:
-            raise ConfigError(f"{name}: is of images that are drawn; name files or folders, or leave it out")
+            raise ConfigError(f"{name}: {why}")

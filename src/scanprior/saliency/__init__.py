@@ -5,13 +5,7 @@ from scanprior.saliency.gradcam import FEW_CELLS, cells_along, gradcam
 from scanprior.saliency.layercam import layercam
 from scanprior.saliency.methods import AUTO, METHODS, Method, check_method, choose_method, saliency_maps
 from scanprior.saliency.occlusion import occlusion
-from scanprior.saliency.randomisation import (
-    Randomised,
-    likeness,
-    randomisation_check,
-    randomised_maps,
-    structural_similarity,
-)
+from scanprior.saliency.randomisation import Randomised, likeness, randomised_maps, structural_similarity
 
 __all__ = [
     "AUTO",
@@ -28,7 +22,6 @@ __all__ = [
     "layercam",
     "likeness",
     "occlusion",
-    "randomisation_check",
     "randomised_maps",
     "saliency_maps",
     "structural_similarity",

@@ -13,7 +13,7 @@ from scanprior.tasks.classify import Classifier
 
 
 def layercam(model: Classifier, images: Tensor, classes: Tensor | None = None) -> Tensor:
-    """Return LayerCAM maps (Jiang et al. 2021, IEEE Transactions on Image Processing 30:5875, section III).
+    """Return LayerCAM maps (Jiang et al. 2021, IEEE Transactions on Image Processing 30:5875).
 
     Every cell of every channel is weighted by its own gradient of the score, where that is above 0, and the channels
     are summed. So the weights hold in earlier maps too, where a channel's mean gradient says little. The map taken is

@@ -80,15 +80,6 @@ def randomised_maps(
     return made
 
 
-def randomisation_check(
-    model: Classifier, images: Tensor, method: str = AUTO, seed: int = 0, classes: Tensor | None = None
-) -> dict[str, Any]:
-    """Say whether maps depend on what was learned: ``likeness`` of ``randomised_maps``, and their arguments."""
-    name = choose_method(model, method)
-    made = randomised_maps(model, images, name, seed, classes)
-    return {"method": name, "images": len(images), "seed": seed, "stages": likeness(made)}
-
-
 def likeness(made: Sequence[Randomised]) -> list[dict[str, Any]]:
     """Return how alike maps stay when weights become random; those that stay alike do not depend on the weights.
 
