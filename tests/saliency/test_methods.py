@@ -109,7 +109,10 @@ def test_rollout_is_the_product_of_the_attention_matrices(pool) -> None:
     product = np.broadcast_to(np.eye(17), (2, 17, 17))
     for attention in attention_of(model, shown):
         product = (0.5 * attention.mean(axis=1) + 0.5 * np.eye(17)) @ product
-    row = product[:, 0, 1:] if pool == "cls" else product[:, 1:, 1:].mean(axis=1)
+    moved = product - 0.5**3 * np.eye(
+        17
+    )  # the residual connections alone reach all patches of an average alike
+    row = product[:, 0, 1:] if pool == "cls" else moved[:, 1:, 1:].mean(axis=1)
     grid = torch.from_numpy(row.reshape(2, 1, 4, 4)).float()
     wanted = largest_one(F.interpolate(grid, (32, 32), mode="bilinear")[:, 0])
     torch.testing.assert_close(attention_rollout(model, shown), wanted, rtol=1e-4, atol=1e-5)
@@ -145,13 +148,7 @@ def test_gradient_attention_is_the_product_of_weighted_matrices(pool) -> None:
             return found.view_as(at)
 
         weighted = (matrix * slope(lambda a: score(tokens_out(a)), matrix)).clamp(min=0)[0, 0]
-        final = tokens_out(matrix)
-        reading = torch.zeros(17, dtype=torch.float64)
-        if pool == "cls":
-            reading[0] = 1
-        else:
-            reading[1:] = (slope(score, final) * final).sum(2)[0, 1:].clamp(min=0) / 16
-        row = reading @ (torch.eye(17) + weighted)
+        row = weighted[0] if pool == "cls" else weighted[1:].mean(0)
     wanted = largest_one(F.interpolate(row[1:].reshape(1, 1, 4, 4), (32, 32), mode="bilinear")[:, 0]).float()
     found = gradient_attention(model, shown, torch.tensor([2]))
     torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-3)

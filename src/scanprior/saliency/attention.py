@@ -5,8 +5,9 @@ Both follow the attention matrices from the vector that is classified back to th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,9 +21,6 @@ from scanprior.saliency.base import classes_of, from_tokens, normalised, scores,
 from scanprior.tasks.classify import Classifier
 from scanprior.tasks.pooling import AttentionPooling, TransformerPooling
 
-Step = Callable[[Tensor, int], Tensor]
-"""From relevance (B, Q) of what an attention layer, by its number, gives out to that (B, K) of what it takes in."""
-
 _BYTES = 1 << 29
 """Attention matrices kept at a time for gradients; what is computed from them takes about three times that."""
 
@@ -31,7 +29,8 @@ def attention_rollout(model: Classifier, images: Tensor, classes: Tensor | None 
     """Return attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928, section 3).
 
     The mean over the heads of each layer, half of it, and half the identity for the residual connection, multiplied
-    through the layers. No class plays a part in it: it says where information comes from, not what it is for.
+    through the layers. No class plays a part in it: it says where information comes from, not what it is for. Heads
+    that average tokens as in ``gradient_attention``.
 
     Args:
         model: a classifier over a plain vision transformer.
@@ -47,13 +46,7 @@ def attention_rollout(model: Classifier, images: Tensor, classes: Tensor | None 
     with undisturbed(model), torch.no_grad(), _reading(model) as seen:
         model.logits(images)
     _check(model, seen.matrices)
-    means = [matrix.mean(dim=1) for matrix in seen.matrices]
-
-    def step(relevance: Tensor, layer: int) -> Tensor:
-        given = torch.einsum("bq,bqk->bk", relevance, means[layer])
-        return given if relevance.shape[1] != given.shape[1] else 0.5 * (given + relevance)
-
-    return _finished(model, images, step, len(means), _even_reading(model, images))
+    return _map_of(model, images, [0.5 * matrix.mean(dim=1) for matrix in seen.matrices], residual=0.5)
 
 
 def gradient_attention(model: Classifier, images: Tensor, classes: Tensor | None = None) -> Tensor:
@@ -61,7 +54,8 @@ def gradient_attention(model: Classifier, images: Tensor, classes: Tensor | None
 
     Of each layer the mean over the heads of attention times the score's gradient with respect to it, where that is
     above 0, is added to the identity, and multiplied through the layers. A head that averages tokens is taken for one
-    more attention layer with equal weights [our extension: the paper has a class token].
+    more attention layer with equal weights; what then reaches the patches by residual connections alone is the same for
+    all of them, and left out, as it is with a class token [our extension: the paper has one].
 
     Args:
         model: a classifier over a plain vision transformer.
@@ -90,24 +84,13 @@ def _gradient_attention(model: Classifier, images: Tensor, chosen: Tensor) -> Te
     with _reading(model) as seen:
         logits = model.logits(leaf)
     _check(model, seen.matrices)
-    wanted = [*seen.matrices, seen.tokens]
-    found = torch.autograd.grad(scores(logits, chosen).sum(), wanted, allow_unused=True)
-    slopes = [
-        torch.zeros_like(of) if slope is None else slope for of, slope in zip(wanted, found, strict=True)
-    ]
+    found = torch.autograd.grad(scores(logits, chosen).sum(), seen.matrices, allow_unused=True)
     with torch.no_grad():
         weighted = [
-            (matrix * slope).relu().mean(dim=1) for matrix, slope in zip(seen.matrices, slopes, strict=False)
+            torch.zeros_like(matrix[:, 0]) if slope is None else (matrix * slope).relu().mean(dim=1)
+            for matrix, slope in zip(seen.matrices, found, strict=True)
         ]
-        reading = _even_reading(model, images)
-        if not _reads_class_token(_reader(model)):
-            reading = (reading * (seen.tokens * slopes[-1]).sum(dim=2)).relu()
-
-        def step(relevance: Tensor, layer: int) -> Tensor:
-            given = torch.einsum("bq,bqk->bk", relevance, weighted[layer])
-            return given if relevance.shape[1] != given.shape[1] else relevance + given
-
-        return _finished(model, images, step, len(weighted), reading)
+        return _map_of(model, images, weighted, residual=1.0)
 
 
 def why_unreadable(model: Classifier) -> str | None:
@@ -134,13 +117,11 @@ class _Seen(TorchFunctionMode):
 
     Attributes:
         matrices: one a layer.
-        tokens: (B, T, D) that the vector to classify is made of, normalised.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.matrices: list[Tensor] = []
-        self.tokens = torch.empty(0)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
@@ -175,12 +156,6 @@ def _reading(model: Classifier) -> Iterator[_Seen]:
     layers = [module for module in model.modules() if hasattr(module, "fused_attn")]
     before = [layer.fused_attn for layer in layers]
     seen = _Seen()
-
-    def keep(module: Any, given: Any, tokens: Tensor) -> None:
-        seen.tokens = tokens
-
-    reader = _reader(model)
-    hook = reader.net.norm.register_forward_hook(keep) if reader is not None else None
     try:
         for layer in layers:
             layer.fused_attn = True  # type: ignore[assignment]
@@ -189,33 +164,6 @@ def _reading(model: Classifier) -> Iterator[_Seen]:
     finally:
         for layer, fused in zip(layers, before, strict=True):
             layer.fused_attn = fused
-        if hook is not None:
-            hook.remove()
-
-
-def _reader(model: Classifier) -> VitEncoder | None:
-    """Return the transformer whose tokens become the vector to classify."""
-    of = model.pooling.vit if isinstance(model.pooling, TransformerPooling) else model.encoder
-    return of if isinstance(of, VitEncoder) else None
-
-
-def _reads_class_token(reader: VitEncoder | None) -> bool:
-    assert reader is not None
-    auto = reader.pool_mode == "auto" and getattr(reader.net, "global_pool", "") == "token"
-    return reader.pool_mode == "cls" or auto
-
-
-def _even_reading(model: Classifier, images: Tensor) -> Tensor:
-    """Return relevance (B, T) of the tokens that are pooled: the class token's, or equal for all patches."""
-    reader = _reader(model)
-    assert reader is not None
-    prefix, patches = reader.num_prefix_tokens, reader.grid**2
-    reading = images.new_zeros(len(images), prefix + patches)
-    if _reads_class_token(reader):
-        reading[:, 0] = 1
-    else:
-        reading[:, prefix:] = 1 / patches
-    return reading
 
 
 def _check(model: Classifier, matrices: Sequence[Tensor]) -> None:
@@ -243,34 +191,79 @@ def _further(model: Classifier) -> tuple[int, ...]:
     return 0, 1
 
 
-def _finished(model: Classifier, images: Tensor, step: Step, layers: int, reading: Tensor) -> Tensor:
+def _map_of(model: Classifier, images: Tensor, layers: Sequence[Tensor], residual: float) -> Tensor:
     """Follow relevance from the vector to classify back to the patches, and make maps of it.
 
     Args:
         model, images: what is explained.
-        step: one layer back.
-        layers: how many matrices there are, those of the pooling last.
-        reading: (B, T) relevance of the tokens that are pooled, where no attention layer pools them.
+        layers: (B, Q, K) of each attention layer, those of the pooling last: how much of the relevance of what it
+            gives out goes to what it takes in.
+        residual: how much stays where it is, in layers between the same tokens.
     """
     encoder = model.encoder
     assert isinstance(encoder, VitEncoder)
     prefix, depth = encoder.num_prefix_tokens, encoder.depth
     one = images.new_ones(len(images), 1)
     if isinstance(model.pooling, TransformerPooling):
-        relevance = reading
-        for layer in reversed(range(depth, layers)):
-            relevance = step(relevance, layer)
-        relevance = F.pad(relevance[:, model.pooling.vit.num_prefix_tokens :], (prefix, 0))
+        read = _Relevance.read(model.pooling.vit, images)
+        for layer in reversed(layers[depth:]):
+            read = read.before(layer, residual)
+        relevance = read.behind(model.pooling.vit.num_prefix_tokens, prefix)
     elif isinstance(model.pooling, AttentionPooling):
-        relevance = F.pad(step(one, layers - 1), (prefix, 0))
-    elif layers > depth:  # the encoder pools by attention, over all its tokens or its patches
-        pooled = step(one, depth)
-        relevance = F.pad(pooled, (prefix + encoder.grid**2 - pooled.shape[1], 0))
+        relevance = _Relevance.attended(F.pad(_through(one, layers[-1]), (prefix, 0)))
+    elif len(layers) > depth:  # the encoder pools by attention, over all its tokens or its patches
+        pooled = _through(one, layers[depth])
+        relevance = _Relevance.attended(F.pad(pooled, (prefix + encoder.grid**2 - pooled.shape[1], 0)))
     else:
-        relevance = reading
-    for layer in reversed(range(depth)):
-        relevance = step(relevance, layer)
-    return normalised(from_tokens(relevance[:, prefix:], images.shape[-1]))
+        relevance = _Relevance.read(encoder, images)
+    for layer in reversed(layers[:depth]):
+        relevance = relevance.before(layer, residual)
+    return normalised(from_tokens(relevance.moved[:, prefix:], images.shape[-1]))
+
+
+def _through(relevance: Tensor, layer: Tensor) -> Tensor:
+    """Return relevance (B, K) of what a layer takes in, from that (B, Q) of what it gives out."""
+    return torch.einsum("bq,bqk->bk", relevance, layer)
+
+
+@dataclass(frozen=True)
+class _Relevance:
+    """Relevance of tokens, apart from what an average over the patches leaves with each of them, whatever is seen.
+
+    Attributes:
+        moved: (B, T), by attention, or the class token's.
+        unmoved: (B, T), of an average, by residual connections alone; held apart, as it may be many times as large.
+    """
+
+    moved: Tensor
+    unmoved: Tensor
+
+    @classmethod
+    def attended(cls, moved: Tensor) -> _Relevance:
+        """Return that of tokens which nothing averages."""
+        return cls(moved, torch.zeros_like(moved))
+
+    @classmethod
+    def read(cls, reader: VitEncoder, images: Tensor) -> _Relevance:
+        """Return that of the tokens which a transformer's vector is made of: the class token, or all patches."""
+        prefix, patches = reader.num_prefix_tokens, reader.grid**2
+        automatic = reader.pool_mode == "auto" and getattr(reader.net, "global_pool", "") == "token"
+        none = images.new_zeros(len(images), prefix + patches)
+        relevance = none.clone()
+        if reader.pool_mode == "cls" or automatic:
+            relevance[:, 0] = 1
+            return cls.attended(relevance)
+        relevance[:, prefix:] = 1 / patches
+        return cls(none, relevance)
+
+    def before(self, layer: Tensor, residual: float) -> _Relevance:
+        """Return what it was before an attention layer (B, T, T) beside a residual connection."""
+        given = _through(self.moved + self.unmoved, layer)
+        return _Relevance(residual * self.moved + given, residual * self.unmoved)
+
+    def behind(self, before: int, prefix: int) -> _Relevance:
+        """Return that of the patches, with other tokens before them that have none."""
+        return _Relevance(*(F.pad(part[:, before:], (prefix, 0)) for part in (self.moved, self.unmoved)))
 
 
 def _bytes_of(model: Classifier, images: Tensor) -> int:
