@@ -25,8 +25,10 @@ FileFormat = Literal["onnx", "torchscript"]
 Opened = Callable[[NDArray[Any]], NDArray[np.float32]]
 """Pixels (B, C, H, W) to probabilities, by a file alone."""
 
-OPSET = 18
-"""The first version of ONNX's operators whose ``Resize`` can be antialiased."""
+OPSET = 20
+"""The first version of ONNX's operators that has ``Gelu``: ONNX Runtime does not join the five that make one up.
+
+``Resize`` can be antialiased since version 18."""
 METADATA = "scanprior.json"
 """Name of what a TorchScript file says of itself."""
 
