@@ -3,6 +3,7 @@
 Both sides take the same 8-bit images of the network's size and give probabilities: PyTorch by ``to_input`` and
 ``Classifier.predict``, as ``scanprior predict`` does once the images are decoded, ONNX Runtime by the file that
 ``scanprior export`` writes. Float32, the same number of threads, images/s, in turns; the outputs are compared first.
+Freed memory is kept for the next batch on both sides, as ``predict`` and ONNX Runtime do by themselves.
 The networks are ConvNets, whose chains of small operators a compiled graph can join; batch 1 is one image that
 someone waits for, batch 16 a folder.
 """
@@ -16,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measure import Row, Settings, Side, in_turns, speed_row
-from scanprior.data.preprocessing import Preprocessing, to_input
+from scanprior.data.inputs import to_input
+from scanprior.data.preprocessing import Preprocessing
 from scanprior.encoders import EncoderConfig, create_encoder
+from scanprior.engine import keep_freed_memory
 from scanprior.exporting import ClassifierGraph, open_file, write_file
 from scanprior.exporting.written import Opened
 from scanprior.tasks.classify import Classifier, ClassifyConfig
@@ -29,6 +32,7 @@ _CLOSE = 1e-4
 
 def run(settings: Settings) -> list[Row]:
     """Measure every network with every batch."""
+    keep_freed_memory()
     size = settings.of(224, 64)
     networks = ("test_convnext.r160_in1k",) if settings.quick else NETWORKS
     return [row for name in networks for row in _network(settings, name, size)]

@@ -39,6 +39,19 @@ def test_a_script_without_a_main_guard_is_run_once(tmp_path: Path, how: str) -> 
     assert (tmp_path / "store").is_dir()
 
 
+PROCESS = "(__import__('time').sleep(0.002), __import__('os').getpid())[1]"
+"""An expression whose value is the number of the process that works it out."""
+
+
+def test_items_are_computed_here_until_a_worker_has_started() -> None:
+    found = list(ordered_map(eval, [PROCESS] * 1000, workers=1))
+    others = set(found) - {os.getpid()}
+    assert len(found) == 1000 and len(others) == 1
+    here = found.index(others.pop())
+    assert here > 0 and os.getpid() not in found[here:]
+
+
 def test_a_worker_that_dies_ends_in_a_clear_error() -> None:
+    dies = f"{PROCESS} == {os.getpid()} or __import__('os')._exit(1)"
     with pytest.raises(DataError, match="worker process died"):
-        list(ordered_map(os._exit, range(1, 601), workers=2))
+        list(ordered_map(eval, [dies] * 1000, workers=2))

@@ -17,7 +17,7 @@ from scanprior.engine.central_processor import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 def step():
-    held = [torch.empty(6 << 20, dtype=torch.uint8).fill_(1) for _ in range(20)]
+    held = [torch.empty(size << 20, dtype=torch.uint8).fill_(1) for size in (*[6] * 10, 70)]  # MiB
 for _ in range(3):
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -13,7 +13,7 @@ import pytest
 
 from scanprior import api
 from scanprior.api.models import load_predictor, load_segmenter
-from scanprior.data.preprocessing import to_input
+from scanprior.data.inputs import to_input
 from scanprior.data.readers import read_image
 from scanprior.data.transforms import prepare_image
 

@@ -28,7 +28,8 @@ from scanprior.api.models import built_anew, load_predictor, load_segmenter
 from scanprior.api.prediction import check_place
 from scanprior.api.predictor import Predictor
 from scanprior.data.fitting import Pixels
-from scanprior.data.preprocessing import Preprocessing, prepare_image, to_input
+from scanprior.data.inputs import to_input
+from scanprior.data.preprocessing import Preprocessing, prepare_image
 from scanprior.data.readers import ImageData
 from scanprior.engine import Reporter
 from scanprior.errors import ConfigError, DataError, RunError

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from scanprior.api.references import expand
 from scanprior.config import build
+from scanprior.data.inputs import to_input
 from scanprior.data.paths import absolute_reference
-from scanprior.data.preprocessing import Preprocessing, prepare_image, to_input
+from scanprior.data.preprocessing import Preprocessing, prepare_image
 from scanprior.data.readers import ImageData, read_reference
 from scanprior.engine import Reporter
 from scanprior.errors import ConfigError, DataError, ImageReadError

@@ -14,7 +14,7 @@ from scanprior.catalogue import network_of
 from scanprior.data.transforms import Augmentation, Preprocessing
 from scanprior.encoders import Encoder, EncoderConfig, create_encoder
 from scanprior.encoders import load_weights as load_encoder_weights
-from scanprior.engine import EngineConfig, Reporter
+from scanprior.engine import EngineConfig, Reporter, keep_freed_memory
 from scanprior.engine.checkpoint import load_weights, replace_weights
 from scanprior.engine.settings import Precision
 from scanprior.errors import RunError
@@ -123,6 +123,7 @@ def load_encoder(run: Run) -> Encoder:
     config = built_anew(run)
     encoder = create_encoder(config, size=pre["size"], channels=pre["channels"])
     load_encoder_weights(encoder, run.weights)
+    keep_freed_memory()
     return encoder.eval()
 
 
@@ -204,4 +205,5 @@ def _filled(model: Network, state: dict[str, Tensor], run: Run) -> Network:
         raise RunError(
             f"{run.weights}: these weights are not of the network in model.json ({reason})"
         ) from error
+    keep_freed_memory()
     return model.eval()

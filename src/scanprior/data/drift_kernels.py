@@ -18,7 +18,7 @@ from torch import Tensor
 
 from scanprior import keyed
 from scanprior.data import intensity
-from scanprior.data.preprocessing import to_unit
+from scanprior.data.inputs import to_unit
 
 Places = NDArray[np.int64]
 

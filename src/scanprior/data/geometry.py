@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scanprior.data.augmentation import Augmentation
 from scanprior.data.draws import Draws
-from scanprior.data.preprocessing import resize
+from scanprior.data.inputs import resize
 
 _RIM = {"bilinear": 1, "bicubic": 2}
 """Edge pixels repeated around the image, so that a crop at the edge does not fade into the black."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from scanprior import keyed
 from scanprior.data.augmentation import Augmentation
 from scanprior.data.draws import Draws
-from scanprior.data.preprocessing import grey
+from scanprior.data.inputs import grey
 
 _PUBLISHED_SIZE = 224
 

@@ -17,6 +17,10 @@ Result = TypeVar("Result")
 _CHUNK = 16
 
 
+def _started() -> None:
+    """Do nothing, in a process that has started."""
+
+
 def _apply(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     return [function(item) for item in items]
 
@@ -26,7 +30,8 @@ def ordered_map(
 ) -> Iterator[Result]:
     """Yield ``function(item)`` for every item, in the order of ``items``.
 
-    Only a few chunks are in flight at a time, so memory does not grow with ``len(items)``.
+    Only a few chunks are in flight at a time, so memory does not grow with ``len(items)``. Until a process has
+    started, items are computed in this one.
 
     Args:
         function: a picklable function of one item; what it raises is raised here.
@@ -44,7 +49,12 @@ def ordered_map(
     pool = ProcessPoolExecutor(workers, worker_context(), initializer=end_with_parent)
     waiting: deque[Future[list[Result]]] = deque()
     try:
-        for start in range(0, len(items), chunk):
+        started = [pool.submit(_started) for _ in range(workers)]
+        here = 0
+        while here < len(items) and not started[0].done():
+            yield function(items[here])
+            here += 1
+        for start in range(here, len(items), chunk):
             waiting.append(pool.submit(_apply, function, items[start : start + chunk]))
             if len(waiting) > 4 * workers:
                 yield from waiting.popleft().result()

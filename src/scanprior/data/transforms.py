@@ -15,8 +15,9 @@ from scanprior import keyed
 from scanprior.data.augmentation import Augmentation, preset_names, presets
 from scanprior.data.draws import Draws
 from scanprior.data.geometry import placements, warp, warp_masks
+from scanprior.data.inputs import normalise, to_input, to_unit
 from scanprior.data.intensity import vary
-from scanprior.data.preprocessing import Form, Preprocessing, normalise, prepare_image, to_input, to_unit
+from scanprior.data.preprocessing import Form, Preprocessing, prepare_image
 
 __all__ = [
     "Augmentation",

@@ -1,4 +1,4 @@
-"""What makes training on a CPU faster without changing a number of it."""
+"""What makes computing on a CPU faster without changing a number of it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import platform
 
 from torch import nn
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt(3)
 _LARGEST_TRIM = (1 << 31) - 1  # bytes; the most that fits the argument
-_LARGEST_MMAP = 32 << 20  # bytes; the most that glibc takes
 
 
 def use_plain_attention(module: nn.Module) -> None:
@@ -23,14 +22,15 @@ def use_plain_attention(module: nn.Module) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep freed memory for the next step, where it is glibc.
+    """Let the C library keep freed memory for the next batch, where it is glibc.
 
-    By default it gives the activations of every step back to the system, which then hands out the same
-    pages again, zeroed one by one: about 5 % of a step of a small ViT. The process holds what its largest
-    step took until it ends.
+    By default it gives large blocks, such as the activations of a convolution, back to the system, which then hands
+    out the same pages again, zeroed one by one. Networks of many cheap layers lose most by that: EfficientNet-Lite0
+    answers 64 images of 128 px in half the time without, and a training step at 224 px takes 0.8 of the time, with a
+    fifth more memory. The process holds what its largest step took until it ends.
     """
     if platform.libc_ver()[0] != "glibc":
         return
     tune = ctypes.CDLL(None).mallopt
-    tune(_MMAP_THRESHOLD, _LARGEST_MMAP)
+    tune(_MMAP_MAX, 0)
     tune(_TRIM_THRESHOLD, _LARGEST_TRIM)

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanprior.data.preprocessing import Form, Preprocessing, normalise, to_unit
+from scanprior.data.inputs import normalise, to_unit
+from scanprior.data.preprocessing import Form, Preprocessing
 from scanprior.errors import RunError
 from scanprior.evaluation import Combination
 from scanprior.evaluation.combination import LEAST

@@ -40,7 +40,7 @@ class Decoders:
         self._free = asyncio.Semaphore(workers)  # so that a time limit is of the decoding, not of the waiting
 
     async def start(self) -> None:
-        """Start the processes, which takes seconds, before the first upload needs one."""
+        """Start the processes before the first upload needs one."""
         starting = [self._pool.schedule(_ready) for _ in range(self._workers)]
         await asyncio.gather(*map(asyncio.wrap_future, starting))
 

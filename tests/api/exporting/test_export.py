@@ -21,7 +21,8 @@ from api.exporting.conftest import files_of, squares
 from scanprior import api
 from scanprior.api.export_check import CheckImages, Parity, Sides, compare_sides, unresized
 from scanprior.api.models import load_predictor, load_segmenter
-from scanprior.data.preprocessing import Form, Preprocessing, prepare_image, resize, to_input
+from scanprior.data.inputs import resize, to_input
+from scanprior.data.preprocessing import Form, Preprocessing, prepare_image
 from scanprior.data.readers import ImageData
 from scanprior.encoders import EncoderConfig, create_encoder
 from scanprior.errors import RunError

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from api.exporting.conftest import files_of, squares
 from scanprior import api
 from scanprior.api.models import load_predictor
-from scanprior.data.preprocessing import Preprocessing, to_input
+from scanprior.data.inputs import to_input
+from scanprior.data.preprocessing import Preprocessing
 from scanprior.encoders import EncoderConfig, create_encoder
 from scanprior.errors import RunError
 from scanprior.exporting import timm_form
