@@ -195,7 +195,7 @@ forward_backward(network(name), made_images(int(batch), int(size)))
 
 
 def _memory(settings: Settings, name: str, size: int) -> Row:
-    batch = 2
+    batch = settings.of(8, 2)
 
     def peak(side: int) -> float:
         words = (name, str(batch), str(side), str(settings.threads))

@@ -84,10 +84,10 @@ def test_a_block_that_was_not_finished_is_encoded_again(
     made = stored(pretrained, phantoms, tmp_path)
     whole = StoredFeatures._keep
 
-    def killed(self: StoredFeatures, block: int) -> None:
+    def killed(self: StoredFeatures, block: int, values: dict) -> None:
         if block == 1:
             raise KeyboardInterrupt
-        whole(self, block)
+        whole(self, block, values)
 
     monkeypatch.setattr(StoredFeatures, "_keep", killed)
     with pytest.raises(KeyboardInterrupt):

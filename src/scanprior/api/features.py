@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from scanprior.data.loader import evaluation_batches
 from scanprior.data.store import ImageStore
 from scanprior.data.transforms import Preprocessing
 from scanprior.encoders import Encoder, Features, descriptor
-from scanprior.engine import Batch, Order, Reporter
+from scanprior.engine import Batch, Order, Reporter, keep_freed_memory
 from scanprior.files import replacing
 
 BLOCK = 32
@@ -76,7 +78,7 @@ class StoredFeatures:
         wanted = {"pooled": True, "tokens": tokens, "descriptors": descriptors}
         self._kinds = tuple(kind for kind, needed in wanted.items() if needed)
         self.folder = (cache_folder() if folder is None else folder) / f"features-{self.key}"
-        self._maps: dict[str, NDArray[Any]] = {}
+        self._maps: dict[str, np.memmap[Any, np.dtype[Any]]] = {}
         self._said = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -99,16 +101,23 @@ class StoredFeatures:
                 return
             self.encoder.eval()
             device = next(self.encoder.parameters()).device
-            for number, block in enumerate(todo):
-                first, last = block * BLOCK, min((block + 1) * BLOCK, len(self.store))
-                part = np.arange(first, last, dtype=np.int64)
-                (images,) = evaluation_batches(self.store, part, self.preprocessing, BLOCK)
-                with torch.no_grad():
-                    made = self.encoder(images.to(device))
-                for kind in self._kinds:
-                    self._write(kind, part, _KINDS[kind](made))
-                self._keep(block)
-                self.reporter.counted(number + 1, len(todo), "blocks of images encoded")
+            if device.type == "cpu":
+                keep_freed_memory()
+            with ThreadPoolExecutor(1) as beside:  # the disk is waited for while the next block is encoded
+                kept: Future[None] | None = None
+                for number, block in enumerate(todo):
+                    first, last = block * BLOCK, min((block + 1) * BLOCK, len(self.store))
+                    part = np.arange(first, last, dtype=np.int64)
+                    (images,) = evaluation_batches(self.store, part, self.preprocessing, BLOCK)
+                    with torch.no_grad():
+                        made = self.encoder(images.to(device))
+                        values = {kind: _KINDS[kind](made).cpu().numpy() for kind in self._kinds}
+                    if kept is not None:
+                        kept.result()
+                    kept = beside.submit(self._keep, block, values)
+                    self.reporter.counted(number + 1, len(todo), "blocks of images encoded")
+                if kept is not None:
+                    kept.result()
         self._say("the encoder's features are kept")
 
     def _say(self, what: str) -> None:
@@ -146,27 +155,33 @@ class StoredFeatures:
             done &= np.load(kept) if kept.is_file() and self._file(kind).is_file() else np.zeros_like(done)
         return done
 
-    def _keep(self, block: int) -> None:
-        """Say that a block is there, once its values are on the disk."""
-        for kind in self._kinds:
-            self._map(kind).flush()  # type: ignore[attr-defined]
+    def _keep(self, block: int, values: Mapping[str, NDArray[Any]]) -> None:
+        """Write what was made of a block, and say that it is there once it is on the disk."""
+        for kind, made in values.items():
+            self._write(kind, block * BLOCK, made)
+        for kind in values:
             kept = self._file(f"{kind}_done")
             done = np.load(kept) if kept.is_file() else np.zeros(-(-len(self.store) // BLOCK), np.uint8)
             done[block] = 1
             with replacing(kept) as part, part.open("wb") as file:
                 np.save(file, done)
 
-    def _write(self, kind: str, rows: Rows, values: Tensor) -> None:
+    def _write(self, kind: str, first: int, values: NDArray[Any]) -> None:
+        """Write values of the images from ``first`` on; not through a map, whose every new page costs more."""
         if not self._file(kind).is_file():
             shape = (len(self.store), *values.shape[1:])
-            dtype = values.cpu().numpy().dtype
             with replacing(self._file(kind)) as part:
-                np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape).flush()
-        self._map(kind)[rows[0] : rows[-1] + 1] = values.cpu().numpy()
+                np.lib.format.open_memmap(part, mode="w+", dtype=values.dtype, shape=shape).flush()
+        place = self._map(kind)
+        with self._file(kind).open("r+b") as file:
+            file.seek(place.offset + first * place.strides[0])
+            file.write(np.ascontiguousarray(values).data)
+            file.flush()
+            os.fsync(file.fileno())
 
-    def _map(self, kind: str) -> NDArray[Any]:
+    def _map(self, kind: str) -> np.memmap[Any, np.dtype[Any]]:
         if kind not in self._maps:
-            self._maps[kind] = np.lib.format.open_memmap(self._file(kind), mode="r+")
+            self._maps[kind] = np.lib.format.open_memmap(self._file(kind), mode="r")
         return self._maps[kind]
 
     def _file(self, kind: str) -> Path:
@@ -224,5 +239,5 @@ def features_key(encoder: Encoder, preprocessing: Preprocessing, store: ImageSto
     digest.update(json.dumps(facts, sort_keys=True).encode())
     for name, value in sorted(encoder.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
