@@ -28,6 +28,10 @@ def worker_context(method: str = "forkserver") -> BaseContext:
     return _contexts.get(method, _SpawnContext)()
 
 
+def started() -> None:
+    """Do nothing: work for a process whose start is waited for."""
+
+
 def end_with_parent() -> None:
     """End this worker process when the one that started it is gone: after a kill -9 nobody else does."""
     parent = multiprocessing.parent_process()

@@ -9,16 +9,12 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from scanprior.errors import DataError
-from scanprior.workers import end_broken, end_with_parent, worker_context
+from scanprior.workers import end_broken, end_with_parent, started, worker_context
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _CHUNK = 16
-
-
-def _started() -> None:
-    """Do nothing, in a process that has started."""
 
 
 def _apply(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
@@ -49,9 +45,9 @@ def ordered_map(
     pool = ProcessPoolExecutor(workers, worker_context(), initializer=end_with_parent)
     waiting: deque[Future[list[Result]]] = deque()
     try:
-        started = [pool.submit(_started) for _ in range(workers)]
+        starts = [pool.submit(started) for _ in range(workers)]
         here = 0
-        while here < len(items) and not started[0].done():
+        while here < len(items) and not starts[0].done():
             yield function(items[here])
             here += 1
         for start in range(here, len(items), chunk):

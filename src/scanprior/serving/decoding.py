@@ -16,7 +16,7 @@ from pebble import ProcessExpired, ProcessPool
 from scanprior.api.reading import Reading
 from scanprior.data.preprocessing import Form, Preprocessing
 from scanprior.data.readers import Upload, at_most, read_image
-from scanprior.workers import end_with_parent, worker_context
+from scanprior.workers import end_with_parent, started, worker_context
 
 _DAMAGED_DICOM = "damaged or truncated DICOM"
 _QUOTED_KIND = re.compile(r" \(modality .*?\)(?=:)", re.S)
@@ -41,7 +41,7 @@ class Decoders:
 
     async def start(self) -> None:
         """Start the processes before the first upload needs one."""
-        starting = [self._pool.schedule(_ready) for _ in range(self._workers)]
+        starting = [self._pool.schedule(started) for _ in range(self._workers)]
         await asyncio.gather(*map(asyncio.wrap_future, starting))
 
     async def read(
@@ -114,10 +114,6 @@ def _end(pool: ProcessPool) -> None:
 
 def _refused(reason: str) -> Reading:
     return Reading("", {}, error=reason)
-
-
-def _ready() -> None:
-    """Do nothing, in a process that has started."""
 
 
 def _decode(
