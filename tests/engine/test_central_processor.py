@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from scanprior.engine import keep_few_kernels
+
 STEPS = """
 import resource, sys
 import torch
@@ -38,3 +40,15 @@ def test_freed_memory_is_used_again() -> None:
         return int(made.stdout)
 
     assert faults("keep") < 1000 < 10_000 < faults("leave")
+
+
+@pytest.mark.parametrize(("said", "kept"), [(None, "256"), ("7", "7")])
+def test_few_kernels_are_kept_unless_the_user_says_how_many(
+    said: str | None, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.delenv(name, raising=False)
+    if said is not None:
+        monkeypatch.setenv(name, said)
+    keep_few_kernels()
+    assert os.environ.pop(name) == kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 
 from torch import nn
@@ -34,3 +35,13 @@ def keep_freed_memory() -> None:
     tune = ctypes.CDLL(None).mallopt
     tune(_MMAP_MAX, 0)
     tune(_TRIM_THRESHOLD, _LARGEST_TRIM)
+
+
+def keep_few_kernels() -> None:
+    """Let oneDNN keep a quarter as many compiled kernels as it does by itself, unless the user has said how many.
+
+    It compiles one for every layer and batch size, a few megabytes each, and keeps 1,024. A server of batches of all
+    sizes fills that: 2.7 GB instead of 1.3 GB for EfficientNet-Lite0, and the images of a batch take no longer with
+    256. Has to be called before the first network computes.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")

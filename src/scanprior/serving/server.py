@@ -15,7 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from scanprior.engine import Reporter
+from scanprior.engine import Reporter, keep_few_kernels
 from scanprior.errors import ConfigError, DataError
 from scanprior.serving.app import create_app
 from scanprior.serving.guard import is_loopback
@@ -91,6 +91,7 @@ def serve(
         raise ConfigError("--certificate and --key belong together; give both or none")
     if folder is not None and not Path(folder).is_dir():
         raise DataError(f"--runs {folder}: there is no such folder")
+    keep_few_kernels()
     service = Service(
         open_all(runs, reporter),
         limits or Limits(),
