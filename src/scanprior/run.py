@@ -19,8 +19,11 @@ from scanprior.config import dump_yaml, load_yaml
 from scanprior.errors import RunError
 from scanprior.files import write_text
 
-FORMAT = 1
-"""Version of the layout of ``model.json``; a run of a greater one is refused."""
+FORMAT = 2
+"""Version of the layout of a run; a run of a greater one is refused. In 2 a frozen encoder is a file of its own."""
+
+FROZEN_ENCODER = "encoder.safetensors"
+"""Weights of an encoder that was not trained."""
 
 EXPLANATIONS = "explanations"
 """Folder in a run of what was found out about its maps on its own images."""
@@ -160,12 +163,22 @@ class Run:
 
     @property
     def weights(self) -> Path:
-        """Path of the weights."""
+        """Path of the weights; without those of the encoder, where these are a file of their own."""
         return self.path / "model.safetensors"
+
+    @property
+    def encoder_weights(self) -> Path:
+        """Path of the encoder's weights: a file of its own of an encoder that was not trained, which runs can share."""
+        return self.path / FROZEN_ENCODER if self.card["format"] > 1 else self.weights
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """Paths of all weights."""
+        return list(dict.fromkeys([self.weights, self.encoder_weights]))
 
     def fingerprint(self) -> str:
         """Return the first 16 hex digits of the SHA-256 of the weights."""
-        return _digest(self.weights)
+        return _digest(*self.weight_files)
 
     def card_fingerprint(self) -> str:
         """Return the first 16 hex digits of the SHA-256 of ``model.json``: preprocessing, classes and all."""
@@ -176,18 +189,19 @@ class Run:
         return load_yaml(self.path / "config.yaml")
 
 
-def _digest(path: Path) -> str:
+def _digest(*paths: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()[:16]
 
 
-def describe(kind: str, seed: int, **parts: Any) -> dict[str, Any]:
-    """Return a card with the version, time and software filled in."""
+def describe(kind: str, seed: int, *, frozen: bool = False, **parts: Any) -> dict[str, Any]:
+    """Return a card with the version, time and software filled in; ``frozen``: the encoder is a file of its own."""
     return {
-        "format": FORMAT,
+        "format": FORMAT if frozen else 1,
         "kind": kind,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "scanprior_version": __version__,
@@ -236,6 +250,7 @@ _PARTS = (
     "config.yaml",
     "model.json",
     "model.safetensors",
+    FROZEN_ENCODER,
     "metrics.jsonl",
     "data.parquet",
     "predictions.parquet",

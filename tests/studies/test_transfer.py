@@ -80,6 +80,7 @@ def test_inits_in_regimes(tmp_path: Path) -> None:
     check_ranks(results)
     check_costs(results, out)
     check_report(results, out)
+    check_shared_encoders(out)
     assert results["absent"] == [
         {
             "init": "gone",
@@ -182,13 +183,24 @@ def check_ranks(results: dict[str, Any]) -> None:
         assert 1 <= row["low"] <= row["high"] <= 4
 
 
+def check_shared_encoders(out: Path) -> None:
+    """Probes of one frozen encoder hold one file; a trained one is the run's own."""
+    kept = list((out / "encoders").iterdir())
+    probes = list(out.glob("runs/*/*@linear/*/seed*/encoder.safetensors"))
+    assert len(probes) == 2 * 2 * 2 and len(kept) == 2 * 2  # inits and seeds; both tasks have the same images
+    for file in kept:
+        assert sum(probe.samefile(file) for probe in probes) == 2
+    assert not list(out.glob("runs/*/*@full/*/seed*/encoder.safetensors"))
+
+
 def check_costs(results: dict[str, Any], out: Path) -> None:
     costs = json.loads((out / "costs.json").read_text())
     assert "costs" not in results and "images_per_second" not in json.dumps(results)
     assert len(costs) == 2 * 2 * 2 and not (out / "costs.part.json").exists()
     for name, cost in costs.items():
         task, arm = name.split("/")
-        weights = load_file(next(out.glob(f"runs/{task}/{arm}/*/seed0/model.safetensors")))
+        files = Run.open(next(out.glob(f"runs/{task}/{arm}/*/seed0"))).weight_files
+        weights = {key: tensor for file in files for key, tensor in load_file(file).items()}
         learned = [tensor.numel() for key, tensor in weights.items() if key != "class_weights"]
         assert cost["parameters"] == sum(learned)
         assert cost["peak_memory_mb"] > 50 and cost["device"] == "cpu" and cost["batch_size"] == 8
@@ -271,7 +283,7 @@ def test_weights_of_the_hub_and_runs_can_be_absent_too(
     assert set(absent) == {"hub", "run"} and "random" not in results
     assert absent["hub"]["file"] == "sam2_hiera_tiny.pt" and "cannot be had" in absent["hub"]["reason"]
     assert absent["run"]["file"] == str(tmp_path / "no run")
-    shutil.copy(out / "runs/here/scratch@linear/all/seed0/model.safetensors", weights)
+    shutil.copy(out / "runs/here/scratch@linear/all/seed0/encoder.safetensors", weights)
     made["inits"]["run"] = {"settings": {"encoder": {"weights": str(weights)}}}
     results = study(written(made, tmp_path / "r.yaml"), out=out, workers=1)  # it joins the others
     assert {row["init"] for row in results["efficiency"]} == {"scratch", "run"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from scanprior import keyed
 from scanprior.api.classification import Classification
@@ -79,6 +79,7 @@ def finetune(
     encoder = model.encoder
     assert isinstance(encoder, Encoder)
     adapted = adaptation(encoder, model, settled.adapt)
+    frozen = not any(parameter.requires_grad for parameter in encoder.parameters())
     if training is not None:
         result = training.run(resume=resume)
         encoder.merge_adapters()
@@ -87,8 +88,8 @@ def finetune(
         result = work.probe(model, preprocessing)
     with session.results() as run:
         if run is not None:
-            replace_weights(model.state_dict(), run.weights)
-            run.card = _card(run, work, preprocessing, encoder, adapted, result)
+            run.card = _card(run, work, preprocessing, encoder, adapted, result, frozen)
+            _write_weights(model.state_dict(), run)
             work.write_results(run, model, preprocessing, session.reporter)
             run.finish(run.card)
     return Run.open(out)
@@ -184,6 +185,14 @@ def _training(model: nn.Module, work: Work, session: Session, preprocessing: Pre
     )
 
 
+def _write_weights(state: dict[str, Tensor], run: Run) -> None:
+    """Write the weights; those of an encoder that was not trained apart, so that runs can share them."""
+    if run.encoder_weights != run.weights:
+        encoder = {name: state.pop(name) for name in list(state) if name.startswith("encoder.")}
+        replace_weights(encoder, run.encoder_weights)
+    replace_weights(state, run.weights)
+
+
 def _card(
     run: Run,
     work: Work,
@@ -191,6 +200,7 @@ def _card(
     encoder: Encoder,
     adapted: dict[str, Any],
     result: dict[str, Any],
+    frozen: bool,
 ) -> dict[str, Any]:
     """Write which image was used for what; return the card."""
     images, config, frame = work.images, work.config, work.images.frame
@@ -206,6 +216,7 @@ def _card(
     return describe(
         work.kind,
         config.engine.seed,
+        frozen=frozen,
         encoder=encoder_card(config.encoder, encoder),
         adapt=adapted,
         objective=None,

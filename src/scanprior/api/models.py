@@ -64,7 +64,7 @@ def starting_encoder(
     if encoder.loaded is not None:
         reporter.note(f"encoder.weights: {encoder.loaded}")
     if config.parent is not None:
-        load_encoder_weights(encoder, Run.open(config.parent).weights)
+        load_encoder_weights(encoder, Run.open(config.parent).encoder_weights)
     encoder.restrict(config.adapt.train, config.adapt.from_block, config.adapt.lora)
     return encoder
 
@@ -122,7 +122,7 @@ def load_encoder(run: Run) -> Encoder:
     pre = run.card["preprocessing"]
     config = built_anew(run)
     encoder = create_encoder(config, size=pre["size"], channels=pre["channels"])
-    load_encoder_weights(encoder, run.weights)
+    load_encoder_weights(encoder, run.encoder_weights)
     keep_freed_memory()
     return encoder.eval()
 
@@ -136,7 +136,7 @@ def load_classifier(run: Run) -> tuple[Classifier, Preprocessing]:
     """
     task, pre, encoder = _parts(run, "classify")
     settings = ClassifyConfig.model_validate({**task["settings"], "transformer_weights": None})
-    state = load_weights(run.weights)
+    state = _state(run)
     images = len(state["head.bank"]) if "head.bank" in state else 0
     model = Classifier(encoder, task["classes"], task["kind"], settings, bank_images=images)
     return _filled(model, state, run), pre
@@ -175,7 +175,7 @@ def load_segmenter(run: Run) -> tuple[Segmenter, Preprocessing]:
         {"names": task["classes"], "kind": task["kind"], "table": task["mask_values"]}
     )
     model = Segmenter(encoder, classes, SegmentConfig.model_validate(task["settings"]))
-    return _filled(model, load_weights(run.weights), run), pre
+    return _filled(model, _state(run), run), pre
 
 
 _KINDS = {"classify": "a classifier", "segment": "a segmenter", "pretrain": "a pretrained encoder"}
@@ -195,6 +195,10 @@ def _parts(run: Run, kind: str) -> tuple[dict[str, Any], Preprocessing, Encoder]
     pre = Preprocessing.model_validate(run.card["preprocessing"])
     config = built_anew(run)
     return task, pre, create_encoder(config, size=pre.size, channels=pre.channels)
+
+
+def _state(run: Run) -> dict[str, Tensor]:
+    return {name: tensor for file in run.weight_files for name, tensor in load_weights(file).items()}
 
 
 def _filled(model: Network, state: dict[str, Tensor], run: Run) -> Network:

@@ -127,8 +127,9 @@ def run_entry(folder: Path, path: str, files: Collection[str], evaluation: str) 
         return RunEntry(path, None, "damaged", _reason(error, folder), report=report)
     said = _of_card(card)
     broken = None
-    if "ensemble" not in card and "model.safetensors" not in files:
-        broken = "model.safetensors is missing"
+    if "ensemble" not in card:
+        lacking = [file.name for file in Run(folder, card).weight_files if file.name not in files]
+        broken = f"{lacking[0]} is missing" if lacking else None
     file = folder / "evaluations" / f"{evaluation}.json"
     try:
         found = _of_evaluation(_object(file), card)

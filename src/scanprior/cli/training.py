@@ -93,7 +93,8 @@ def _finetuning(probe: str | None, dry_run: bool, sources: list[str], **argument
         return
     run = api.finetune(sources, probe=probe, reporter=console_reporter(), **arguments)
     say(*trust_sentences(run.card))
-    say(f"wrote {run.path}: model.safetensors, model.json, predictions.parquet, evaluations/")
+    weights = ", ".join(file.name for file in run.weight_files)
+    say(f"wrote {run.path}: {weights}, model.json, predictions.parquet, evaluations/")
     say(f"next: scanprior report {run.path}")
     say(f"      scanprior predict {run.path} NEW.dcm --out predictions.csv")
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from scanprior.encoders.transformers_layout import timm_names
 from scanprior.errors import WeightsError
+from scanprior.run import FROZEN_ENCODER
 
 if TYPE_CHECKING:
     from scanprior.encoders.base import Encoder
@@ -96,14 +97,15 @@ class LoadReport:
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read a file's tensors by name, from its container of weights if it has one.
 
-    A run folder stands for its ``model.safetensors``.
+    A run folder stands for its ``encoder.safetensors``, or else its ``model.safetensors``.
 
     Raises:
         WeightsError: the file is missing, damaged, holds code, or holds no weights.
     """
     file = Path(path)
     if file.is_dir():
-        file = file / "model.safetensors"
+        own = file / FROZEN_ENCODER
+        file = own if own.exists() else file / "model.safetensors"
     if not file.is_file():
         raise WeightsError(f"{file}: there is no such weights file")
     if file.suffix == ".safetensors":

@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING
 
 from scanprior.config import Tree
 from scanprior.errors import RunError
+from scanprior.files import share
 from scanprior.run import Run
 
 if TYPE_CHECKING:
     from scanprior.studies.plan import Step
+
+ENCODERS = "encoders"
+"""Folder of a study with the frozen encoders that its runs share."""
 
 
 @dataclass(frozen=True)
@@ -149,5 +153,8 @@ class Execution:
         return self.folder / f"{step.name}.json"
 
     def _tidy(self, out: Path) -> None:
-        """Remove the state that only an unfinished training needs."""
+        """Remove the state that only an unfinished training needs; let runs of one frozen encoder share its file."""
         shutil.rmtree(out / "state", ignore_errors=True)
+        run = Run.open(out)
+        if not run.is_ensemble and run.encoder_weights != run.weights:
+            share(run.encoder_weights, self.folder / ENCODERS)
