@@ -33,6 +33,15 @@ def textured(batch: int, size: int = 64, unit: int = 16, seed: int = 0) -> torch
     return noise * width
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("measure", MEASURES)
+def test_an_image_is_as_complex_in_any_batch(measure: str, channels: int) -> None:
+    images = torch.rand(19, channels, 48, 48, generator=torch.Generator().manual_seed(3))
+    together = unit_complexity(images, 16, Guidance(measure=measure))
+    for number, image in enumerate(images):
+        assert torch.equal(unit_complexity(image[None], 16, Guidance(measure=measure))[0], together[number])
+
+
 @pytest.mark.parametrize("measure", MEASURES)
 def test_flat_units_hold_nothing(measure: str) -> None:
     images = torch.full((2, 1, 32, 32), 0.3)

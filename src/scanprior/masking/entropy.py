@@ -22,6 +22,9 @@ from scanprior.masking.patches import PatchMask, patch_mask_from_scores, random_
 
 Measure = Literal["shannon", "renyi", "gradient", "local_std"]
 
+_AT_ONCE = 8
+"""Images whose complexity is worked out together on a CPU: what is made of them stays in its cache."""
+
 _LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
 
@@ -161,7 +164,14 @@ def unit_complexity(images: Tensor, unit: int, guidance: Guidance) -> Tensor:
     height, width = images.shape[-2:]
     if height % unit or width % unit:
         raise ConfigError(f"a {height}x{width} px image is not divisible by mask units of {unit} px")
-    grey = _spread(_grey(images.detach().float()), guidance.stretch)
+    at_once = _AT_ONCE if images.device.type == "cpu" else max(1, len(images))
+    pieces = torch.split(images.detach(), at_once)
+    return torch.cat([_complexity(piece, unit, guidance) for piece in pieces])
+
+
+def _complexity(images: Tensor, unit: int, guidance: Guidance) -> Tensor:
+    height, width = images.shape[-2:]
+    grey = _spread(_grey(images.float()), guidance.stretch)
     if guidance.measure == "gradient":
         down, right = torch.gradient(grey, dim=(1, 2))
         grey = _spread(torch.hypot(down, right), guidance.stretch)
@@ -175,9 +185,10 @@ def unit_complexity(images: Tensor, unit: int, guidance: Guidance) -> Tensor:
 
 
 def _grey(images: Tensor) -> Tensor:
+    """Return the grey images (B, H, W); each to the last bit as it is in any other batch."""
     if images.shape[1] == len(_LUMA):
-        weights = images.new_tensor(_LUMA)
-        return torch.einsum("bchw,c->bhw", images, weights)
+        red, green, blue = images.unbind(1)
+        return (_LUMA[0] * red).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
     return images.mean(1)
 
 
@@ -185,10 +196,12 @@ def _spread(grey: Tensor, percent: float) -> Tensor:
     """Map each image (B, H, W) to [0, 1] between its percentiles, which are pixels of it; a flat one to 0."""
     flat = grey.flatten(1)
     aside = int(percent / 100 * (flat.shape[1] - 1))
-    low = flat.kthvalue(1 + aside, dim=1).values if aside else flat.amin(1)
-    high = flat.kthvalue(flat.shape[1] - aside, dim=1).values if aside else flat.amax(1)
+    low, high = (  # topk finds the pixel in half the time of kthvalue
+        flat.topk(1 + aside, dim=1, largest=False, sorted=False).values.amax(1),
+        flat.topk(1 + aside, dim=1, largest=True, sorted=False).values.amin(1),
+    )
     extent = high - low
-    scaled = (flat - low[:, None]) / torch.where(extent > 0, extent, torch.ones_like(extent))[:, None]
+    scaled = flat.sub(low[:, None]).div_(torch.where(extent > 0, extent, torch.ones_like(extent))[:, None])
     return scaled.clamp_(0, 1).view_as(grey)
 
 
