@@ -32,7 +32,7 @@ def test_a_card_names_the_commit_and_the_checksum(
     run = api.finetune(phantoms, out=tmp_path / "run", options=options)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     assert (run.card["encoder"]["revision"], run.card["encoder"]["sha256"]) == (COMMIT, digest)
-    assert torch.equal(load_file(run.weights)["encoder.net.pos_embed"], source.net.pos_embed)
+    assert torch.equal(load_file(run.encoder_weights)["encoder.net.pos_embed"], source.net.pos_embed)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", None)  # nothing is downloaded any more
     assert len(api.predict(run.path, phantoms / "images"))
@@ -41,4 +41,4 @@ def test_a_card_names_the_commit_and_the_checksum(
     }
     child = api.probe(phantoms, out=tmp_path / "child", parent=run.path, options=without)
     assert Run.open(child.path).card["encoder"]["revision"] is None
-    assert torch.equal(load_file(child.weights)["encoder.net.pos_embed"], source.net.pos_embed)
+    assert torch.equal(load_file(child.encoder_weights)["encoder.net.pos_embed"], source.net.pos_embed)

@@ -162,7 +162,7 @@ def test_probes_keep_the_encoder(
 ) -> None:
     options = {**FROM_PARENT, "data.label_columns": FINDINGS if findings else None}
     run = api.probe(phantoms, method=method, out=tmp_path / "run", parent=pretrained.path, options=options)
-    before, after = load_file(pretrained.weights), load_file(run.weights)
+    before, after = load_file(pretrained.weights), load_file(run.encoder_weights)
     assert all((after[name] == tensor).all() for name, tensor in before.items())
     assert (run.path / "evaluations" / "test.json").exists()
     table = api.predict(run.path, phantoms / "images")
