@@ -169,7 +169,7 @@ class Run:
     @property
     def encoder_weights(self) -> Path:
         """Path of the encoder's weights: a file of its own of an encoder that was not trained, which runs can share."""
-        return self.path / FROZEN_ENCODER if self.card["format"] > 1 else self.weights
+        return self.path / str(self.card.get("encoder_file", self.weights.name))
 
     @property
     def weight_files(self) -> list[Path]:
@@ -190,6 +190,7 @@ class Run:
 
 
 def _digest(*paths: Path) -> str:
+    """Return the first 16 hex digits of the SHA-256 of files, one after the other."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -201,7 +202,10 @@ def _digest(*paths: Path) -> str:
 def describe(kind: str, seed: int, *, frozen: bool = False, **parts: Any) -> dict[str, Any]:
     """Return a card with the version, time and software filled in; ``frozen``: the encoder is a file of its own."""
     return {
-        "format": FORMAT if frozen else 1,
+        "format": FORMAT
+        if frozen
+        else 1,  # so that an older scanprior refuses those alone that it cannot read
+        **({"encoder_file": FROZEN_ENCODER} if frozen else {}),
         "kind": kind,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "scanprior_version": __version__,
