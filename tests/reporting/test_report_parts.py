@@ -18,6 +18,7 @@ from PIL import Image
 from scanprior.reporting import figures, plots, tables, thumbnails
 from scanprior.reporting.formatting import duration, interval, number, scalar
 from scanprior.reporting.pictures import montage, reconstruction_grid, save_png
+from scanprior.reporting.study_tables import labels_to_match
 
 CLASSES = ["normal", "pneumonia"]
 
@@ -268,3 +269,18 @@ def test_class_table_sets_methods_apart_and_footnotes_reasons() -> None:
         ("b", [("n/a", "", "1"), ("—", "", "")]),
         ("a", [("0.700", "[0.600–0.800]", "a"), ("0.700", "[0.600–0.800]", "b")]),
     ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "low", "high", "said"),
+    [
+        (("=", 116), ("<=", 25), ("=", 990), "116 [≤ 25 to 990]"),
+        ((">", 1143), ("=", 38), (">", 1143), "> 1,143 [38 to > 1,143]"),
+        ((">", 1143), (">", 1143), (">", 1143), "> 1,143"),
+    ],
+)
+def test_labels_to_match_are_said_once_where_all_lie_beyond(
+    labels: tuple[str, int], low: tuple[str, int], high: tuple[str, int], said: str
+) -> None:
+    parts = {"labels": labels, "low": low, "high": high}
+    assert labels_to_match({name: {"relation": r, "labels": n} for name, (r, n) in parts.items()}) == said

@@ -157,7 +157,7 @@ def efficiency_table(rows: Sequence[Row], baseline: str, family: str = "") -> Ta
                 number(row["deviation"]) if finite(row["deviation"]) is not None else "–",
                 difference_text(row),
                 *(p_text(row, name) for name in (("p", "p_holm") if corrected else ("p",))),
-                _match(match) if match else "–",
+                labels_to_match(match) if match else "–",
             ]
         )
     header = [
@@ -169,7 +169,7 @@ def efficiency_table(rows: Sequence[Row], baseline: str, family: str = "") -> Ta
         f"Minus {baseline} [interval]",
         "p",
         *(["p (Holm)"] if corrected else []),
-        f"{baseline} needs",
+        f"Labels {baseline} needs",
     ]
     in_same = ", in the same regime" if regimes else ""
     caption = (
@@ -182,14 +182,17 @@ def efficiency_table(rows: Sequence[Row], baseline: str, family: str = "") -> Ta
     return Table(caption, header, body)
 
 
-def _match(match: Mapping[str, Any]) -> str:
+def labels_to_match(match: Mapping[str, Any]) -> str:
+    """Return with how many labels the baseline is as good, and the interval, as a cell of a table."""
+
     def say(entry: Mapping[str, Any] | None) -> str:
         if entry is None:
             return "n/a"
         sign = {"=": "", ">": "> ", "<=": "≤ "}[entry["relation"]]
         return f"{sign}{count(entry['labels'])}"
 
-    return f"{say(match['labels'])} [{say(match['low'])} to {say(match['high'])}]"
+    value, low, high = (say(match[name]) for name in ("labels", "low", "high"))
+    return value if value == low == high else f"{value} [{low} to {high}]"  # beyond what was tried, all three
 
 
 def ensemble_tables(
