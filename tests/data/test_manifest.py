@@ -56,6 +56,19 @@ def test_names_are_recognised_and_text_is_kept(folder: Path) -> None:
     assert made.root == folder and "3 images of 2 patients" in made.found
 
 
+@pytest.mark.parametrize(
+    ("header", "cells", "said"),
+    [
+        ("label", "tb", "1 class (tb)"),
+        ("tb", "1", "1 finding (tb)"),
+        ("tb,mass", "1,0", "2 findings (tb, mass)"),
+    ],
+)
+def test_one_label_is_said_in_the_singular(folder: Path, header: str, cells: str, said: str) -> None:
+    made = Manifest.load(write(folder, f"image,{header}\nimages/a.png,{cells}\n"))
+    assert made.found.endswith(f"1 image; {said}")
+
+
 def test_findings_are_floats_with_missing_and_uncertain(folder: Path) -> None:
     table = write(
         folder, "path,age,Edema,Mass\nimages/a.png,1,1.0,\nimages/b.png,0,-1,0\nimages/c.png,1,no,yes\n"

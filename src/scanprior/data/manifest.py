@@ -227,10 +227,10 @@ def describe(manifest: Manifest) -> str:
     if manifest.task is None:
         parts.append("no labels")
     else:
-        kind = "classes" if manifest.task == "multiclass" else "findings"
         names = manifest.classes
+        one, several = ("class", "classes") if manifest.task == "multiclass" else ("finding", "findings")
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        parts.append(f"{len(names)} {kind} ({shown})")
+        parts.append(f"{len(names)} {one if len(names) == 1 else several} ({shown})")
     if "split" in frame.columns:
         parts.append(
             "splits "
