@@ -1,4 +1,4 @@
-"""`prepare`: plan the chunks, keep the journal, and finish the store in one step.
+"""`prepare`: plan the chunks, keep the journal, and have the store finished.
 
 While it is unfinished, a folder holds the shards and ``journal-*.jsonl``: a first line that says for
 which images and settings, then one line a finished chunk, written after its pixels are on the disk.
@@ -11,25 +11,18 @@ import errno
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 
 from scanprior.data.fitting import Fit
 from scanprior.data.folder_lock import locked
 from scanprior.data.manifest import Manifest
 from scanprior.data.paths import split_reference
 from scanprior.data.readers import mask_parts
-from scanprior.data.store import FORMAT, OWN_COLUMNS, VERSION, Store, moments, read_facts, totalled
+from scanprior.data.store import VERSION, Store, read_facts
 from scanprior.data.store_along import Along
 from scanprior.data.store_chunks import (
     Chunk,
@@ -40,6 +33,7 @@ from scanprior.data.store_chunks import (
     division,
     prepare_chunks,
 )
+from scanprior.data.store_finishing import Made
 from scanprior.data.store_journal import Journal
 from scanprior.errors import DataError
 
@@ -291,7 +285,7 @@ class Preparation:
             )
 
     def _finish(self, journal: Journal, shards: Shards, request: str) -> Store:
-        made = _Made.gather(journal, shards)
+        made = Made.gather(journal, shards)
         if len(made.left_out) == shards.images:
             self._discard()
             slot, reason = made.left_out[0]
@@ -299,53 +293,15 @@ class Preparation:
                 f"{self.manifest.name}: none of the {shards.images:,} images can be read; the first, "
                 f"{self.manifest.frame['image'].iloc[slot]}: {reason}"
             )
-        frame = self.manifest.frame.reset_index(drop=True)
-        kept = np.delete(np.arange(shards.images), [slot for slot, _ in made.left_out])
-        counted, which = _counted(frame, kept)
-        totals = totalled(made.sums[counted])
-        mean, std = moments(totals, len(counted) * self.size**2, self.depth)
-        settings = {"size": self.size, "channels": shards.channels, "depth": self.depth, "fit": self.fit}
-        content = json.dumps([self.manifest.fingerprint(), settings, made.digest])
-        self._write_index(frame, kept, made)
-        _replace(self.out / "statistics.npy", _npy(made.sums))
-        facts = {
-            "format": FORMAT,
-            "version": VERSION,
-            "name": self.manifest.name,
-            "layout": self.manifest.layout,
-            "root": str(self.manifest.root.resolve()),
-            "label_columns": self.manifest.label_columns,
-            **settings,
-            "shard_images": shards.shard_images,
-            "mean": mean,
-            "std": std,
-            "totals": totals,
-            "fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16],
-            "request": request,
-            "audit": {
-                "images": shards.images,
-                "stored": len(kept),
-                "counted": {"images": len(counted), "rows": which},
-                "left_out": _left_out(frame, made.left_out),
-            },
-        }
         if shards.channels == 3:
             self._remove_shards(1)
-        _replace(self.out / "store.json", json.dumps(facts, indent=1, ensure_ascii=False).encode())
+        made.write(self.manifest, shards, fit=self.fit, request=request)
         self._remove_traces()
         return Store.open(self.out)
 
-    def _write_index(self, frame: pd.DataFrame, kept: NDArray[np.int64], made: _Made) -> None:
-        taken = {name: f"{name} (table)" for name in OWN_COLUMNS if name in frame.columns}
-        index = frame.rename(columns=taken).iloc[kept].reset_index(drop=True)
-        index["row"] = np.arange(len(kept), dtype=np.int64)
-        index["pixels"] = made.images[kept].astype(str)
-        index["height"], index["width"] = made.sides[kept].T
-        _replace(self.out / "index.parquet", index.to_parquet(index=False))
-
     def _remove_traces(self) -> None:
         """Remove the journals, and what a kill in the middle of a rename left."""
-        for path in (self._journal(1), self._journal(3), *self.out.glob(".*.partial")):
+        for path in (self._journal(1), self._journal(3), *self.out.glob("*.part")):
             path.unlink(missing_ok=True)
 
     def _remove_shards(self, channels: int) -> None:
@@ -358,80 +314,3 @@ class Preparation:
         self._remove_shards(1)
         self._remove_shards(3)
         self._remove_traces()
-
-
-@dataclass(frozen=True)
-class _Made:
-    """What the journal knows of all images, in the order of the manifest.
-
-    Args:
-        sums: (n, C, 2) int64 sums of values and squares, 0 for the unreadable.
-        images: (n,) digests of the decoded images.
-        sides: (n, 2) int64 height and width of the decoded images.
-        left_out: slot and reason of the unreadable.
-        digest: of all stored pixels.
-    """
-
-    sums: NDArray[np.int64]
-    images: NDArray[np.bytes_]
-    sides: NDArray[np.int64]
-    left_out: list[tuple[int, str]]
-    digest: str
-
-    @classmethod
-    def gather(cls, journal: Journal, shards: Shards) -> _Made:
-        sums = np.zeros((shards.images, shards.channels, 2), dtype=np.int64)
-        images = np.zeros(shards.images, dtype="S32")
-        sides = np.zeros((shards.images, 2), dtype=np.int64)
-        chunks, left_out, found = dict[int, str](), dict[int, str](), 0
-        for record in journal.records():
-            here = slice(record.first, record.first + len(record.images))
-            sums[here], images[here], sides[here] = record.sums, record.images, record.sides
-            chunks[record.chunk] = record.digest
-            left_out.update(record.left_out)
-            found += len(record.images)
-        if found != shards.images:
-            raise DataError(
-                f"{journal.path}: knows {found:,} of the {shards.images:,} images; its file was changed while the "
-                "store was made. Prepare it again, one process at a time"
-            )
-        whole = "".join(digest for _, digest in sorted(chunks.items()))
-        return cls(sums, images, sides, sorted(left_out.items()), hashlib.sha256(whole.encode()).hexdigest())
-
-
-def _counted(frame: pd.DataFrame, kept: NDArray[np.int64]) -> tuple[NDArray[np.int64], str]:
-    """Return the slots that the mean and deviation are of, and their name: train, or all."""
-    if "split" in frame.columns:
-        train = kept[(frame["split"].iloc[kept] == "train").fillna(False).to_numpy(dtype=bool)]
-        if len(train):
-            return train, "train"
-    return kept, "all"
-
-
-def _left_out(frame: pd.DataFrame, left_out: list[tuple[int, str]]) -> list[dict[str, Any]]:
-    entries = []
-    for slot, reason in left_out:
-        entry = {"slot": slot, "image": str(frame["image"].iloc[slot]), "reason": reason}
-        if "split" in frame.columns and pd.notna(frame["split"].iloc[slot]):
-            entry["split"] = str(frame["split"].iloc[slot])
-        entries.append(entry)
-    return entries
-
-
-def _npy(array: NDArray[np.int64]) -> bytes:
-    stream = BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file at once or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
