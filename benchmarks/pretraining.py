@@ -33,7 +33,7 @@ from scanprior.engine import use_plain_attention
 from scanprior.engine.checkpoint import Checkpoints, Progress
 from scanprior.engine.optimizer import make_optimizer
 from scanprior.masking import random_patch_mask
-from scanprior.objectives.mae import hidden_ids
+from scanprior.objectives.guided import hidden_ids
 
 SIZE, BATCH, EPOCH_IMAGES = 64, 64, 6000
 _WORKERS = (0, 1)
@@ -128,7 +128,7 @@ def _ready(module: Any, batch: Tensors) -> Tensors:
         "images": batch["views"][0],
         "keep": mask.ids_keep,
         "restore": mask.ids_restore,
-        "hidden": hidden_ids(mask),
+        "hidden": hidden_ids(mask.mask),
     }
 
 

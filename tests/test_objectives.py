@@ -313,7 +313,7 @@ def test_mae_loss_equals_an_image_by_image_computation(guidance):
     objective = make("mae", {**SMALL_DECODER, "guidance": guidance}, channels=3, seed=2).eval()
     batch = batch_for(channels=3)
     images, encoder = batch["views"][0], objective.encoder
-    mask, scores = objective._mask(batch["position"], images)
+    mask, scores = objective.hide(images, objective.encoder.stride, batch["position"])
     losses, counts = [], []
     for b in range(8):
         x = encoder.net._pos_embed(encoder.net.patch_embed(images[b : b + 1]))
@@ -349,8 +349,8 @@ def test_mae_guidance_warms_up_with_the_training():
     for step in (None, 9, 49, 99):
         if step is not None:
             objective.after_step(step, 100)
-        masks.append(objective._mask(batch["position"], images).mask.mask)
-    assert torch.equal(masks[0], plain._mask(batch["position"], images).mask.mask)
+        masks.append(objective.hide(images, objective.encoder.stride, batch["position"]).mask.mask)
+    assert torch.equal(masks[0], plain.hide(images, plain.encoder.stride, batch["position"]).mask.mask)
     assert not torch.equal(masks[0], masks[1]) and not torch.equal(masks[1], masks[2])
     assert torch.equal(masks[2], masks[3]), "the strength stays once it is reached"
     assert "progress" in objective.state_dict(), "a resumed training goes on with the same strength"

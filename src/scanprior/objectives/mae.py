@@ -14,22 +14,14 @@ from torch import Tensor, nn
 from scanprior import keyed
 from scanprior.encoders import Encoder, VitEncoder, sample_positions
 from scanprior.errors import ConfigError
-from scanprior.masking import (
-    Guidance,
-    GuidedMask,
-    PatchMask,
-    guided_patch_mask,
-    hidden_count,
-    patches_to_pixels,
-    unit_weights,
-)
-from scanprior.objectives.base import Batch, Objective, ObjectiveConfig, embedding_std, register
+from scanprior.masking import hidden_count, patches_to_pixels
+from scanprior.objectives.base import Batch, ObjectiveConfig, embedding_std, register
+from scanprior.objectives.guided import GuidedConfig, GuidedObjective, hidden_ids, standardised
 
 
-class MaeConfig(ObjectiveConfig):
+class MaeConfig(GuidedConfig):
     """Settings of MAE; the defaults are the published ones."""
 
-    mask_ratio: float = Field(0.75, gt=0, lt=1, description="part of the patches hidden from the encoder")
     decoder_dim: int = Field(
         512, ge=4, multiple_of=4, description="width of the decoder; 128 for small images"
     )
@@ -38,10 +30,6 @@ class MaeConfig(ObjectiveConfig):
     decoder_position: Literal["sincos", "learned"] = Field("sincos", description="decoder position embedding")
     target_norm: Literal["patch", "none"] = Field(
         "patch", description="patch: each target patch to mean 0 and variance 1; none: pixels as they are"
-    )
-    guidance: Guidance = Field(
-        default_factory=lambda: Guidance(),
-        description="which patches are hidden more often; beta 0 = at random",
     )
 
 
@@ -112,7 +100,7 @@ def _block_at(block: Any, tokens: Tensor, ids: Tensor) -> Tensor:
 
 
 @register("mae")
-class Mae(Objective):
+class Mae(GuidedObjective):
     """Hide most patches, encode the rest, rebuild the hidden ones; mean squared error on those.
 
     Patches are cut and selected before they are embedded, and only hidden ones are predicted, so no
@@ -131,7 +119,6 @@ class Mae(Objective):
     }
     config: MaeConfig
     encoder: VitEncoder
-    progress: Tensor
 
     def __init__(self, encoder: Encoder, config: MaeConfig, *, seed: int) -> None:
         super().__init__(encoder, config, seed=seed)
@@ -147,7 +134,6 @@ class Mae(Objective):
                 f"objective.decoder_dim: {config.decoder_dim} is not divisible by objective.decoder_heads"
                 f" {config.decoder_heads}"
             )
-        self.register_buffer("progress", torch.zeros((), dtype=torch.float64))
         patch_numbers = encoder.channels * encoder.stride**2
         with keyed.seeded(keyed.key(seed, "mae_decoder")):
             self.decoder = Decoder(
@@ -155,28 +141,21 @@ class Mae(Objective):
             )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return ``loss`` (mean over hidden patches, as many in each image) and ``embedding_std``.
+        """Return ``loss`` over hidden patches, as many in each image, and ``embedding_std``.
 
         Where complex patches count more, also ``weight``, the sum of what the patches count.
         """
-        patches = self.encoder.patchify(batch["views"][0])
-        mask, scores = self._mask(batch["position"], batch["views"][0])
+        images = batch["views"][0]
+        patches = self.encoder.patchify(images)
+        mask, scores = self.hide(images, self.encoder.stride, batch["position"])
         latent = self.encode(patches, mask.ids_keep, batch["position"])
-        hidden = hidden_ids(mask)
+        hidden = hidden_ids(mask.mask)
         predicted = self.decoder(self.encoder.normalize(latent), mask.ids_restore, hidden)
         target = self._target(take(patches, hidden))[0]
         with torch.no_grad():
             spread = embedding_std(self.encoder.pool(latent))
-        error = (predicted.float() - target).square()
-        if scores is None or not self.config.guidance.loss_weight:
-            return {"loss": error.mean(), "embedding_std": spread}
-        counts = unit_weights(scores.gather(1, hidden), self.config.guidance)
-        weight = counts.sum().clamp(min=1e-6)
-        return {"loss": (error.mean(2) * counts).sum() / weight, "weight": weight, "embedding_std": spread}
-
-    def after_step(self, step: int, total_steps: int) -> None:
-        """Keep how much of the training is over, for the warm-up of the guidance."""
-        self.progress.fill_((step + 1) / total_steps)
+        error = (predicted.float() - target).square().mean(2)
+        return {**self.loss_of(error, hidden, scores), "embedding_std": spread}
 
     def encode(self, patches: Tensor, ids_keep: Tensor, position: Tensor) -> Tensor:
         """Encode the kept patches (B, K of N): the last block's outputs (B, prefix + K, D), before the norm."""
@@ -191,7 +170,7 @@ class Mae(Objective):
         self.eval()
         images = batch["views"][0]
         patches = self.encoder.patchify(images)
-        mask = self._mask(batch["position"], images).mask
+        mask = self.hide(images, self.encoder.stride, batch["position"]).mask
         latent = self.encoder.normalize(self.encode(patches, mask.ids_keep, batch["position"]))
         everywhere = torch.arange(patches.shape[1], device=patches.device).expand(len(patches), -1)
         predicted = self.decoder(latent, mask.ids_restore, everywhere).float()
@@ -207,27 +186,13 @@ class Mae(Objective):
             "raw": raw,
         }
 
-    def _mask(self, position: Tensor, images: Tensor) -> GuidedMask:
-        mask, scores = guided_patch_mask(
-            images, self.encoder.stride, self.config.mask_ratio, self.config.guidance,
-            progress=float(self.progress), seed=self.seed, positions=position.cpu(), purpose="mae",
-        )  # fmt: skip
-        return GuidedMask(PatchMask(*(part.to(images.device) for part in mask)), scores)
-
     def _target(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return target patches, and the mean and deviation (B, M, 1) to undo their normalisation."""
         if self.config.target_norm == "none":
             return patches, patches.new_zeros(1), patches.new_ones(1)
-        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-        deviation = (variance + 1e-6).sqrt()
-        return (patches - mean) / deviation, mean, deviation
+        return standardised(patches)
 
 
 def take(tokens: Tensor, ids: Tensor) -> Tensor:
     """Select tokens (B, N, D) by ids (B, K): (B, K, D)."""
     return tokens.gather(1, ids[..., None].expand(-1, -1, tokens.shape[2]))
-
-
-def hidden_ids(mask: PatchMask) -> Tensor:
-    """Return the hidden patches of each image in the order of the grid: int64 (B, M)."""
-    return mask.mask.nonzero()[:, 1].view(len(mask.mask), -1)

@@ -20,8 +20,9 @@ from torch.nn import functional as F
 
 from scanprior import keyed
 from scanprior.encoders import Encoder, MaskedConvNext, sample_positions
-from scanprior.masking import Guidance, guided_patch_mask, hidden_count, patches_to_pixels, unit_weights
-from scanprior.objectives.base import Batch, Objective, ObjectiveConfig, embedding_std, register
+from scanprior.masking import Guidance, hidden_count, patches_to_pixels
+from scanprior.objectives.base import Batch, ObjectiveConfig, embedding_std, register
+from scanprior.objectives.guided import GuidedConfig, GuidedObjective, hidden_ids, standardised
 
 
 class EntropyGuidance(Guidance):
@@ -32,7 +33,7 @@ class EntropyGuidance(Guidance):
     )
 
 
-class MaskedConvnetConfig(ObjectiveConfig):
+class MaskedConvnetConfig(GuidedConfig):
     """Settings of masked autoencoders of ConvNets."""
 
     mask_ratio: float = Field(0.6, gt=0, lt=1, description="part of the units hidden from the encoder")
@@ -146,7 +147,7 @@ class UnetDecoder(nn.Module):
 
 
 @register("masked_convnet")
-class MaskedConvnet(Objective):
+class MaskedConvnet(GuidedObjective):
     """Hide units of the image, encode the rest with a ConvNeXt, rebuild the hidden ones; squared error on those."""
 
     Config: ClassVar[type[ObjectiveConfig]] = MaskedConvnetConfig
@@ -164,7 +165,6 @@ class MaskedConvnet(Objective):
         "augment.preset": "mae",
     }
     config: MaskedConvnetConfig
-    progress: Tensor
     gathered: Tensor
 
     def __init__(self, encoder: Encoder, config: MaskedConvnetConfig, *, seed: int) -> None:
@@ -172,7 +172,6 @@ class MaskedConvnet(Objective):
         self.unit = config.unit if config.unit != "auto" else 32 if encoder.size >= 160 else 16
         self.masked = MaskedConvNext(encoder, self.unit)
         hidden_count((encoder.size // self.unit) ** 2, config.mask_ratio)
-        self.register_buffer("progress", torch.zeros((), dtype=torch.float64))
         # A buffer, so that a training that is resumed goes on the same way, bit for bit.
         self.register_buffer("gathered", torch.tensor(config.path != "dense"))
         net: Any = encoder.net
@@ -192,31 +191,19 @@ class MaskedConvnet(Objective):
         with sample_positions(batch["position"]):
             maps = self.encode(images, hidden)
         rebuilt = self.decoder(maps, self._shown(hidden))
-        error = self._error(rebuilt, images)[hidden.flatten(1)]
-        health = self._health(maps[-1].detach(), hidden)
-        if scores is None or not self.config.guidance.loss_weight:
-            return {"loss": error.mean(), **health}
-        counts = unit_weights(scores, self.config.guidance)[hidden.flatten(1)]
-        weight = counts.sum().clamp(min=1e-6)
-        return {"loss": (error * counts).sum() / weight, "weight": weight, **health}
+        ids = hidden_ids(hidden.flatten(1))
+        error = self._error(rebuilt, images).gather(1, ids)
+        return {**self.loss_of(error, ids, scores), **self._health(maps[-1].detach(), hidden)}
 
     def mask(self, images: Tensor, position: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return which units of images (B, C, H, W) are hidden, bool (B, h, w), and the units' scores (B, N)."""
-        found = guided_patch_mask(
-            images, self.unit, self.config.mask_ratio, self.config.guidance,
-            progress=float(self.progress), seed=self.seed, positions=position.cpu(), purpose="masked_convnet",
-        )  # fmt: skip
-        side = images.shape[-1] // self.unit
-        return found.mask.mask.to(images.device).view(len(images), -1, side), found.scores
+        found = self.hide(images, self.unit, position)
+        return found.mask.mask.view(len(images), -1, images.shape[-1] // self.unit), found.scores
 
     def encode(self, images: Tensor, hidden: Tensor) -> list[Tensor]:
         """Return the maps of the stages; hidden cells are zero."""
         maps: list[Tensor] = self.masked(images, hidden, gathered=bool(self.gathered))
         return maps
-
-    def after_step(self, step: int, total_steps: int) -> None:
-        """Keep how much of the training is over, for the warm-up of the guidance."""
-        self.progress.fill_((step + 1) / total_steps)
 
     def prepare(self, batch: Batch) -> str | None:
         """Choose the faster way through the encoder, where it is left open, and say which."""
@@ -254,7 +241,7 @@ class MaskedConvnet(Objective):
         raw = self.decoder(self.encode(images, hidden), self._shown(hidden)).float()
         self.train(training)
         if self.config.target_norm == "unit":
-            _, mean, deviation = self._normal(self._units(images))
+            _, mean, deviation = standardised(self._units(images))
             raw = self._images(self._units(raw) * deviation + mean, hidden.shape[1])
         pixels = patches_to_pixels(hidden.flatten(1), (hidden.shape[1], hidden.shape[2]), self.unit)[:, None]
         return {
@@ -271,7 +258,7 @@ class MaskedConvnet(Objective):
         """Return the mean squared error of every unit: (B, N)."""
         target = self._units(images)
         if self.config.target_norm == "unit":
-            target = self._normal(target)[0]
+            target = standardised(target)[0]
         return (self._units(rebuilt.float()) - target).square().mean(2)
 
     def _units(self, images: Tensor) -> Tensor:
@@ -286,12 +273,6 @@ class MaskedConvnet(Objective):
         u = self.unit
         cut = units.reshape(len(units), rows, -1, self.encoder.channels, u, u)
         return cut.permute(0, 3, 1, 4, 2, 5).reshape(len(units), self.encoder.channels, rows * u, -1)
-
-    def _normal(self, units: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return units of mean 0 and variance 1, and the mean and deviation (B, N, 1) to undo it."""
-        variance, mean = torch.var_mean(units, dim=-1, keepdim=True)
-        deviation = (variance + 1e-6).sqrt()
-        return (units - mean) / deviation, mean, deviation
 
     @torch.no_grad()
     def _health(self, final: Tensor, hidden: Tensor) -> dict[str, Tensor]:
