@@ -68,6 +68,21 @@ def test_one_point_without_an_interval_and_names_that_are_markup() -> None:
     assert all(math.isfinite(value) for value in places(chart)[0])
 
 
+def test_random_weights_are_hollow_and_said() -> None:
+    chart = drawn(
+        [Point("a", "full", 5e6, 0.5, None, None, 0, 0), Point("b", "", 6e6, 0.6, None, None, 1, 0, True)]
+    )
+    assert [mark.get("class") for mark in chart.iter("path") if "dot" in mark.get("class", "")] == [
+        "dot",
+        "dot hollow",
+    ]
+    assert [title.text for title in chart.iter("title")][1:] == [
+        "a, full: 0.500",
+        "b (random weights): 0.600",
+    ]
+    assert {"a", "b"} <= {text.text for text in chart.iter("text")}
+
+
 def test_sizes_in_words() -> None:
     assert [size_text(n) for n in (650, 5_524_416, 86_579_712, 999_600_000, 1_136_479_232)] == [
         "650", "5.52 M", "86.6 M", "1 B", "1.14 B",

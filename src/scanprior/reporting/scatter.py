@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from scanprior.reporting.plots import COLOURS, Axes, nice_ticks, svg_of
+from scanprior.reporting.study_arms import marked
 
 APART = 5.5
 """Units between the middles of neighbouring points: those of nearly the same size are set side by side."""
@@ -37,6 +38,7 @@ class Point:
         size: number of parameters.
         value, low, high: metric and interval; the ends are None where there is no interval.
         colour, shape: number of the init, and of the regime.
+        random: whether its weights are meant to be random; drawn hollow.
     """
 
     name: str
@@ -47,6 +49,12 @@ class Point:
     high: float | None
     colour: int
     shape: int
+    random: bool = False
+
+    @property
+    def spoken(self) -> str:
+        """Name, mark and regime in words."""
+        return f"{marked(self.name, [self.name] if self.random else [])}{', ' + self.regime if self.regime else ''}"
 
 
 def scatter_chart(points: Sequence[Point], ident: str, *, title: str, desc: str, x_label: str) -> Markup:
@@ -70,11 +78,12 @@ def scatter_chart(points: Sequence[Point], ident: str, *, title: str, desc: str,
         if one.low is not None and one.high is not None:
             top, bottom = axes.y(one.high), axes.y(one.low)
             whisker = f'<path class="whisker" d="M{x:.1f} {top:.1f}V{bottom:.1f}"/>'
-        said = escape(f"{one.name}{', ' + one.regime if one.regime else ''}: {one.value:.3f}")
+        said, kind = escape(f"{one.spoken}: {one.value:.3f}"), "dot hollow" if one.random else "dot"
+        outline = _SHAPES[one.shape % len(_SHAPES)]
         at = f"translate({x:.1f} {axes.y(one.value):.1f})"
         body += (
             f'<g class="c{one.colour % COLOURS}">{whisker}'
-            f'<path class="dot" transform="{at}" d="{_SHAPES[one.shape % len(_SHAPES)]}"><title>{said}</title></path>'
+            f'<path class="{kind}" transform="{at}" d="{outline}"><title>{said}</title></path>'
             "</g>"
         )
         taken.append((x - 5, min(top, axes.y(one.value) - 5), x + 5, max(bottom, axes.y(one.value) + 5)))
@@ -84,10 +93,11 @@ def scatter_chart(points: Sequence[Point], ident: str, *, title: str, desc: str,
     return svg_of(ident, "chart scatter", axes, title, desc, body)
 
 
-def shape_swatch(shape: int) -> Markup:
-    """Return the legend's sample of a regime's shape."""
+def shape_swatch(shape: int, *, hollow: bool = False) -> Markup:
+    """Return the legend's sample of a regime's shape, filled or hollow."""
+    kind = "dot hollow" if hollow else "dot"
     return Markup(
-        '<svg class="swatch" viewBox="0 0 26 10" aria-hidden="true"><path class="dot" transform="translate(13 5)" '
+        f'<svg class="swatch" viewBox="0 0 26 10" aria-hidden="true"><path class="{kind}" transform="translate(13 5)" '
         f'd="{_SHAPES[shape % len(_SHAPES)]}"/></svg>'
     )
 

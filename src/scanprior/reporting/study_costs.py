@@ -73,14 +73,15 @@ def cost_figures(costs: Sequence[Row], results: Mapping[str, Any]) -> list[Figur
         if row.get("encoder_parameters"):
             sizes[row["init"]] = min(sizes.get(row["init"], float("inf")), float(row["encoder_parameters"]))
     random = results.get("random", [])
-    known = {marked(init, random): (place, size) for place, (init, size) in enumerate(sizes.items())}
+    known = {marked(init, random): (init, size, place) for place, (init, size) in enumerate(sizes.items())}
     regimes = list(results.get("regimes", {})) or [None]
     for number_, (task, facts) in enumerate(results["tasks"].items()):
         rows = _measured(results, task, facts["metrics"][0])
         points = [
             Point(
-                row["init"], row.get("regime") or "", known[row["init"]][1], float(row["value"]),
-                finite(row["low"]), finite(row["high"]), known[row["init"]][0], regimes.index(row.get("regime")),
+                known[row["init"]][0], row.get("regime") or "", known[row["init"]][1], float(row["value"]),
+                finite(row["low"]), finite(row["high"]), known[row["init"]][2], regimes.index(row.get("regime")),
+                known[row["init"]][0] in random,
             )
             for row in rows
             if row["init"] in known and row.get("regime") in regimes
@@ -101,10 +102,7 @@ def _measured(results: Mapping[str, Any], task: str, metric: str) -> list[Row]:
 
 
 def _figure(points: Sequence[Point], task: str, metric: str, row: Row, ident: str) -> Figure:
-    said = "; ".join(
-        f"{one.name}{', ' + one.regime if one.regime else ''} ({size_text(one.size)}): {number(one.value)}"
-        for one in points
-    )
+    said = "; ".join(f"{one.spoken} ({size_text(one.size)}): {number(one.value)}" for one in points)
     name = metric_name(metric)
     chart = scatter_chart(
         points, ident, title=f"{task}: {name} against parameters of the encoder", desc=said,
@@ -112,6 +110,8 @@ def _figure(points: Sequence[Point], task: str, metric: str, row: Row, ident: st
     )  # fmt: skip
     shapes = {one.regime: one.shape for one in points if one.regime}
     legend = [(shape_swatch(shape), regime, "") for regime, shape in shapes.items()]
+    if any(one.random for one in points):
+        legend.append((shape_swatch(0, hollow=True), "hollow: random weights", ""))
     caption = (
         f"{name} with {plural(row['labels_used'], 'label')}; bars are intervals over {row['unit']}s and seeds. Points "
         "of nearly the same size stand side by side."
