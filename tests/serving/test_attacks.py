@@ -435,7 +435,10 @@ def test_a_stop_waits_for_requests_under_way(classifier: Run, images: list[Path]
 
 
 def test_a_signal_ends_the_command(classifier: Run, images: list[Path]) -> None:
-    program = "from scanprior.cli import main; main()"
+    program = (
+        "import os\nfrom scanprior.cli import main\n"
+        "try: main()\nfinally: print(os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'], 'kernels')"
+    )
     command = [sys.executable, "-c", program, "serve", str(classifier.path), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
@@ -449,7 +452,7 @@ def test_a_signal_ends_the_command(classifier: Run, images: list[Path]) -> None:
         assert httpx.post(f"{found[1]}/predict", files=files, timeout=60).status_code == 200
         process.terminate()
         rest, _ = process.communicate(timeout=60)
-    assert process.returncode == 0 and rest.rstrip().endswith("stopped")
+    assert process.returncode == 0 and rest.splitlines()[-2:] == ["stopped", "256 kernels"]
     assert "POST /predict 200" in rest and "Doe" not in rest and "Traceback" not in rest
 
 
