@@ -2,7 +2,8 @@
 
 ``StoredFeatures`` encodes a store's images block by block and keeps what comes out on the disk; the reference is the
 same timm network on the same images, normalised and in memory already, in batches of the same size, keeping nothing.
-Float32, three channels (the store is grey, so the network has one), evaluation mode; images/s, in turns.
+Float32, one channel as the store is grey, evaluation mode; images/s, in turns. Once for all images ours hashes
+the encoder's weights, which names the place.
 
 A linear probe is what the features are for: ``scanprior.probe`` of one store and one encoder, with its evaluation and
 intervals, once with nothing kept and then again with another label budget. The second time is nearly the same for
@@ -33,7 +34,7 @@ NETWORKS = ("vit_small_patch16_224", "tf_efficientnet_lite0")
 
 def run(settings: Settings) -> list[Row]:
     """Measure two networks, a slow one and a fast one, and a probe."""
-    size, images = settings.of(224, 64), settings.of(3 * BLOCK, BLOCK)
+    size, images = settings.of(224, 64), settings.of(6 * BLOCK, BLOCK)
     store = phantom_store(settings.folder, images, size)
     rows = [_against_bare(settings, store, name, tokens) for name in NETWORKS for tokens in (False, True)]
     return [*rows, _second_probe(settings)]
