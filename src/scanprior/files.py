@@ -33,12 +33,17 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically and flushed."""
-    with replacing(path) as part, part.open("w") as file:
-        file.write(text)
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically and flushed."""
+    with replacing(path) as part, part.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, in UTF-8, atomically and flushed."""
+    write_bytes(path, text.encode())
 
 
 def share(path: Path, folder: Path) -> None:

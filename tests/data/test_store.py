@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from scanprior import files
 from scanprior.data import store_chunks, store_finishing, store_writer
 from scanprior.data.fitting import fit_pixels, luminance
 from scanprior.data.manifest import Manifest
@@ -427,7 +428,7 @@ def test_every_interruption_between_two_steps_can_be_mended(
     monkeypatch.setattr(store_chunks, "CHUNK_IMAGES", 4)
     expected = prepare(manifest, tmp_path / "whole", size=8, workers=0)
     steps = 0
-    write, replace = Shards.write, store_finishing._write
+    write, replace = Shards.write, files.write_bytes
 
     def counted(call: Callable[..., None], *arguments: object) -> None:
         nonlocal steps
@@ -437,7 +438,8 @@ def test_every_interruption_between_two_steps_can_be_mended(
         call(*arguments)
 
     monkeypatch.setattr(Shards, "write", lambda *a: counted(write, *a))
-    monkeypatch.setattr(store_finishing, "_write", lambda *a: counted(replace, *a))
+    for module in (files, store_finishing):  # write_text calls the former
+        monkeypatch.setattr(module, "write_bytes", lambda *a: counted(replace, *a))
     for stop in range(1, 13):
         steps, out = stop, tmp_path / f"out{stop}"
         with pytest.raises(DataError, match=r"disk is full; the store needs 3,840 bytes.*run this again"):
@@ -480,7 +482,7 @@ def test_an_unfinished_store_of_something_else_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = write_images(tmp_path / "in", 5)
-    monkeypatch.setattr(store_finishing, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(store_finishing, "write_bytes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         prepare(manifest, tmp_path / "out", size=8, workers=0)
     monkeypatch.undo()

@@ -434,7 +434,10 @@ def test_a_stop_waits_for_requests_under_way(classifier: Run, images: list[Path]
     assert answers == [200]
 
 
-def test_a_signal_ends_the_command(classifier: Run, images: list[Path]) -> None:
+def test_a_signal_ends_the_command(
+    classifier: Run, images: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
     program = (
         "import os\nfrom scanprior.cli import main\n"
         "try: main()\nfinally: print(os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'], 'kernels')"

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ from scanprior.data.store import FORMAT, OWN_COLUMNS, VERSION, moments, totalled
 from scanprior.data.store_chunks import Shards
 from scanprior.data.store_journal import Journal
 from scanprior.errors import DataError
-from scanprior.files import replacing
+from scanprior.files import write_bytes, write_text
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,8 @@ class Made:
         mean, std = moments(totals, len(counted) * shards.size**2, shards.depth)
         settings = {"size": shards.size, "channels": shards.channels, "depth": shards.depth, "fit": fit}
         content = json.dumps([manifest.fingerprint(), settings, self.digest])
-        _write(shards.folder / "index.parquet", self._index(frame, kept).to_parquet(index=False))
-        _write(shards.folder / "statistics.npy", _npy(self.sums))
+        write_bytes(shards.folder / "index.parquet", self._index(frame, kept).to_parquet(index=False))
+        write_bytes(shards.folder / "statistics.npy", _npy(self.sums))
         facts = {
             "format": FORMAT,
             "version": VERSION,
@@ -105,7 +103,7 @@ class Made:
                 "left_out": _left_out(frame, self.left_out),
             },
         }
-        _write(shards.folder / "store.json", json.dumps(facts, indent=1, ensure_ascii=False).encode())
+        write_text(shards.folder / "store.json", json.dumps(facts, indent=1, ensure_ascii=False))
 
     def _index(self, frame: pd.DataFrame, kept: NDArray[np.int64]) -> pd.DataFrame:
         taken = {name: f"{name} (table)" for name in OWN_COLUMNS if name in frame.columns}
@@ -139,11 +137,3 @@ def _npy(array: NDArray[np.int64]) -> bytes:
     stream = BytesIO()
     np.save(stream, array)
     return stream.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file at once or not at all, flushed."""
-    with replacing(path) as part, part.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from scanprior.reporting.plots import COLOURS, Axes, nice_ticks, svg_of
-from scanprior.reporting.study_arms import marked
+from scanprior.reporting.study_arms import arm_text, marked
 
 APART = 5.5
 """Units between the middles of neighbouring points: those of nearly the same size are set side by side."""
@@ -54,7 +54,7 @@ class Point:
     @property
     def spoken(self) -> str:
         """Name, mark and regime in words."""
-        return f"{marked(self.name, [self.name] if self.random else [])}{', ' + self.regime if self.regime else ''}"
+        return arm_text(marked(self.name, self.random), self.regime)
 
 
 def scatter_chart(points: Sequence[Point], ident: str, *, title: str, desc: str, x_label: str) -> Markup:

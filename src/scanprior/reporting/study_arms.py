@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from scanprior.reporting.formatting import number, plural
@@ -27,15 +27,15 @@ def shown(results: Mapping[str, Any]) -> dict[str, Any]:
     random = results.get("random", [])
 
     def named(row: Row) -> Row:
-        init = marked(row["init"], random)
+        init = marked(row["init"], row["init"] in random)
         return {**row, "init": init, "arm": arm_text(init, row.get("regime"))}
 
     def contrasted(row: Row) -> Row:
         init, _, regime = row["against"].partition("@")
-        return {**row, "against": arm_text(marked(init, random), regime)}
+        return {**row, "against": arm_text(marked(init, init in random), regime)}
 
     baseline = results["baseline"]
-    made = {**results, "baseline": marked(baseline, random)}
+    made = {**results, "baseline": marked(baseline, baseline in random)}
     made["short_baseline"] = "the baseline" if baseline in random else baseline  # heads of columns are narrow
     for table in _TABLES:
         made[table] = [named(row) for row in results.get(table, [])]
@@ -50,9 +50,9 @@ def arm_text(init: str, regime: str | None) -> str:
     return f"{init}, {regime}" if regime else init
 
 
-def marked(init: str, random: Sequence[str]) -> str:
+def marked(init: str, random: bool) -> str:
     """Write the name of an init, and whether it is meant to have random weights."""
-    return f"{init} (random weights)" if init in random else init
+    return f"{init} (random weights)" if random else init
 
 
 def absent_ones(results: Mapping[str, Any]) -> list[str]:

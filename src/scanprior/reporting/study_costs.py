@@ -22,7 +22,7 @@ def cost_table(costs: Sequence[Row], results: Mapping[str, Any]) -> Table | None
     for row in costs:
         place = [
             row["task"],
-            marked(row["init"], results.get("random", [])),
+            marked(row["init"], row["init"] in results.get("random", [])),
             *([row["regime"]] if regimes else []),
         ]
         if row.get("reason") is not None:
@@ -73,19 +73,29 @@ def cost_figures(costs: Sequence[Row], results: Mapping[str, Any]) -> list[Figur
         if row.get("encoder_parameters"):
             sizes[row["init"]] = min(sizes.get(row["init"], float("inf")), float(row["encoder_parameters"]))
     random = results.get("random", [])
-    known = {marked(init, random): (init, size, place) for place, (init, size) in enumerate(sizes.items())}
+    known = {marked(init, init in random): (place, init) for place, init in enumerate(sizes)}
     regimes = list(results.get("regimes", {})) or [None]
     for number_, (task, facts) in enumerate(results["tasks"].items()):
         rows = _measured(results, task, facts["metrics"][0])
-        points = [
-            Point(
-                known[row["init"]][0], row.get("regime") or "", known[row["init"]][1], float(row["value"]),
-                finite(row["low"]), finite(row["high"]), known[row["init"]][2], regimes.index(row.get("regime")),
-                known[row["init"]][0] in random,
-            )
-            for row in rows
-            if row["init"] in known and row.get("regime") in regimes
-        ]  # fmt: skip
+        points = []
+        for row in rows:
+            if row["init"] in known and row.get("regime") in regimes:
+                place, init = known[row["init"]]
+                value, low, high = float(row["value"]), finite(row["low"]), finite(row["high"])
+                shape = regimes.index(row.get("regime"))
+                points.append(
+                    Point(
+                        init,
+                        row.get("regime") or "",
+                        sizes[init],
+                        value,
+                        low,
+                        high,
+                        place,
+                        shape,
+                        init in random,
+                    )
+                )
         if points:
             made.append(_figure(points, task, facts["metrics"][0], rows[0], f"cost{number_}"))
     return made
