@@ -17,6 +17,7 @@ from scanprior.encoders import load_weights as load_encoder_weights
 from scanprior.engine import EngineConfig, Reporter, keep_freed_memory
 from scanprior.engine.checkpoint import load_weights, replace_weights
 from scanprior.engine.settings import Precision
+from scanprior.engine.undrawn import undrawn
 from scanprior.errors import RunError
 from scanprior.evaluation import Combination
 from scanprior.run import Run
@@ -116,13 +117,15 @@ def load_encoder(run: Run) -> Encoder:
     """Build the encoder of a run and fill it with the run's weights.
 
     Raises:
-        RunError: the run is an ensemble.
+        RunError: the run is an ensemble, or not all weights are there.
     """
     run.refuse_ensemble()
-    pre = run.card["preprocessing"]
-    config = built_anew(run)
-    encoder = create_encoder(config, size=pre["size"], channels=pre["channels"])
-    load_encoder_weights(encoder, run.encoder_weights)
+    preprocessing = Preprocessing.model_validate(run.card["preprocessing"])
+    encoder = undrawn(lambda: _unfilled(run, preprocessing))
+    if missing := load_encoder_weights(encoder, run.encoder_weights).missing:
+        raise RunError(
+            f"{run.encoder_weights}: weights of the network in model.json are missing ({missing[0]})"
+        )
     keep_freed_memory()
     return encoder.eval()
 
@@ -134,11 +137,13 @@ def load_classifier(run: Run) -> tuple[Classifier, Preprocessing]:
         RunError: the run holds no classifier.
         WeightsError: its weights do not fit.
     """
-    task, pre, encoder = _parts(run, "classify")
+    task, pre = _task(run, "classify")
     settings = ClassifyConfig.model_validate({**task["settings"], "transformer_weights": None})
     state = _state(run)
     images = len(state["head.bank"]) if "head.bank" in state else 0
-    model = Classifier(encoder, task["classes"], task["kind"], settings, bank_images=images)
+    model = undrawn(
+        lambda: Classifier(_unfilled(run, pre), task["classes"], task["kind"], settings, bank_images=images)
+    )
     return _filled(model, state, run), pre
 
 
@@ -170,19 +175,20 @@ def augmentation_of(run: Run) -> Augmentation:
 
 def load_segmenter(run: Run) -> tuple[Segmenter, Preprocessing]:
     """Build the segmenter of a run and fill it with the run's weights; errors as ``load_classifier``."""
-    task, pre, encoder = _parts(run, "segment")
+    task, pre = _task(run, "segment")
     classes = MaskClasses.from_dict(
         {"names": task["classes"], "kind": task["kind"], "table": task["mask_values"]}
     )
-    model = Segmenter(encoder, classes, SegmentConfig.model_validate(task["settings"]))
+    settings = SegmentConfig.model_validate(task["settings"])
+    model = undrawn(lambda: Segmenter(_unfilled(run, pre), classes, settings))
     return _filled(model, _state(run), run), pre
 
 
 _KINDS = {"classify": "a classifier", "segment": "a segmenter", "pretrain": "a pretrained encoder"}
 
 
-def _parts(run: Run, kind: str) -> tuple[dict[str, Any], Preprocessing, Encoder]:
-    """Return the task, the preprocessing and the empty encoder of a run of some kind."""
+def _task(run: Run, kind: str) -> tuple[dict[str, Any], Preprocessing]:
+    """Return the task and the preprocessing of a run of some kind."""
     run.refuse_ensemble()
     task = run.card.get("task")
     if task is None:
@@ -192,9 +198,12 @@ def _parts(run: Run, kind: str) -> tuple[dict[str, Any], Preprocessing, Encoder]
     if run.card["kind"] != kind:
         found = _KINDS.get(run.card["kind"], run.card["kind"])
         raise RunError(f"{run.path}: this run is {found}, and {_KINDS[kind]} is needed here")
-    pre = Preprocessing.model_validate(run.card["preprocessing"])
-    config = built_anew(run)
-    return task, pre, create_encoder(config, size=pre.size, channels=pre.channels)
+    return task, Preprocessing.model_validate(run.card["preprocessing"])
+
+
+def _unfilled(run: Run, preprocessing: Preprocessing) -> Encoder:
+    """Return the encoder of a run with other weights than the run's."""
+    return create_encoder(built_anew(run), size=preprocessing.size, channels=preprocessing.channels)
 
 
 def _state(run: Run) -> dict[str, Tensor]:
