@@ -43,12 +43,22 @@ PROCESS = "(__import__('time').sleep(0.002), __import__('os').getpid())[1]"
 """An expression whose value is the number of the process that works it out."""
 
 
-def test_items_are_computed_here_until_a_worker_has_started() -> None:
+def test_items_are_computed_here_until_a_worker_has_started_and_while_it_is_waited_for() -> None:
     found = list(ordered_map(eval, [PROCESS] * 1000, workers=1))
     others = set(found) - {os.getpid()}
     assert len(found) == 1000 and len(others) == 1
-    here = found.index(others.pop())
-    assert here > 0 and os.getpid() not in found[here:]
+    start = found.index(others.pop())
+    assert start > 0 and os.getpid() in found[start:]
+
+
+def test_what_fails_fails_when_it_is_its_turn() -> None:
+    items = [PROCESS] * 600
+    items[400] = "1 / 0"  # computed by whoever is free, with no more than 15 items before it
+    found = []
+    with pytest.raises(ZeroDivisionError):
+        for one in ordered_map(eval, items, workers=1):
+            found.append(one)  # noqa: PERF402 - what came before the error is wanted
+    assert 384 < len(found) <= 400
 
 
 def test_a_worker_that_dies_ends_in_a_clear_error() -> None:

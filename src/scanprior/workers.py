@@ -28,8 +28,8 @@ def worker_context(method: str = "forkserver") -> BaseContext:
     return _contexts.get(method, _SpawnContext)()
 
 
-def started() -> None:
-    """Do nothing: work for a process whose start is waited for."""
+def started(*needed: object) -> None:
+    """Do nothing: work for a process whose start is waited for, with all that it imports for what is ``needed``."""
 
 
 def end_with_parent() -> None:
