@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from scanprior.blas import one_blas_thread
 from scanprior.data.fitting import Pixels
 from scanprior.engine.checkpoint import load_weights, replace_weights
 from scanprior.evaluation import OutlierScore
@@ -77,7 +78,8 @@ class Reference:
             (B, count) rows of ``table``, the most similar first, and (B, count) cosine similarities; fewer columns
             where there are fewer images.
         """
-        alike = unit(pooled) @ self.pooled.T
+        with one_blas_thread():
+            alike = unit(pooled) @ self.pooled.T
         count = min(count, alike.shape[1])
         rows = np.argsort(-alike, axis=1, kind="stable")[:, :count]
         return rows.astype(np.int64), np.take_along_axis(alike, rows, axis=1)

@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
+from scanprior.blas import one_blas_thread
 from scanprior.evaluation.labels import groups_of
 from scanprior.evaluation.shares import by_site, share_interval
 
@@ -74,7 +75,8 @@ class OutlierScore:
     def scores(self, descriptors: NDArray[np.floating[Any]]) -> Floats:
         """Return (B,) squared distances of descriptors (B, D), divided by D: 1 on average over the training images."""
         away = np.asarray(descriptors, dtype=np.float64) - self.mean
-        along = away @ self.components.T
+        with one_blas_thread():  # every batch that is predicted is scored
+            along = away @ self.components.T
         outside = (away**2).sum(axis=1) - (along**2).sum(axis=1)
         whole = (along**2 / self.variances).sum(axis=1) + outside.clip(0) / self.rest
         return np.asarray(whole / len(self.mean))
