@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,18 @@ def test_explanations_are_those_of_explain(
     for wrong in ({"class": "cat"}, {"method": "gradcam"}, {"frame": -1}, {"frame": "x"}):
         refused = server.post("/explain", images[0], **wrong)
         assert refused.status_code == 422 and refused.json()["detail"], wrong
+
+
+def test_predictions_meanwhile_disturb_no_explanation(server: Server, images: list[Path]) -> None:
+    alone = server.post("/explain", images[0]).json()["results"][0]
+    single = [server.post("/predict", image).json()["results"][0]["probabilities"] for image in images[:6]]
+    with ThreadPoolExecutor(8) as senders:
+        explained = [senders.submit(server.post, "/explain", images[0]) for _ in range(4)]
+        predicted = [senders.submit(server.post, "/predict", images[n % 6]) for n in range(60)]
+    for answer in explained:
+        assert answer.result().json()["results"][0]["saliency_png"] == alone["saliency_png"]
+    for n, answer in enumerate(predicted):
+        assert answer.result().json()["results"][0]["probabilities"] == pytest.approx(single[n % 6], abs=1e-5)
 
 
 def test_frames_of_a_file(server: Server, tmp_path: Path) -> None:

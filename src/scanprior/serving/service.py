@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from fastapi import HTTPException
 
 from scanprior.api.reading import Reading, default_workers
@@ -20,6 +20,7 @@ from scanprior.serving.counting import Counts
 from scanprior.serving.decoding import Decoders
 from scanprior.serving.limits import Limits
 from scanprior.serving.served import Answer, Served, explained, picture
+from scanprior.serving.threads import NetworkThreads
 from scanprior.serving.uploads import Desk
 
 log = logging.getLogger("scanprior.serving")
@@ -51,7 +52,7 @@ class Service:
     async def start(self) -> None:
         """Begin to work, in the loop that runs."""
         limits = self.limits
-        self._thread = ThreadPoolExecutor(1, "network")  # one at a time uses the networks
+        self._threads = NetworkThreads(torch.get_num_threads())
         self._originals = asyncio.Semaphore(
             2
         )  # images and masks of full size are many times as large as what was sent
@@ -60,7 +61,7 @@ class Service:
         self._batches: dict[str, Batches[Reading, Answer]] = {}
         for name, served in self.served.items():
             self._batches[name] = Batches(
-                served, self._thread, size=limits.batch_size, computed=partial(self._computed, name)
+                served, self._threads, size=limits.batch_size, computed=partial(self._computed, name)
             )
             self._batches[name].start()
 
@@ -69,7 +70,7 @@ class Service:
         for batches in self._batches.values():
             await batches.close()
         await asyncio.to_thread(self._decoders.close)
-        self._thread.shutdown()
+        self._threads.close()
 
     def model(self, name: str | None) -> Served:
         """Return a run by its name.
@@ -159,7 +160,8 @@ class Service:
                 return {"file": number, "error": reading.error}
             work = partial(explained, served, reading.original, class_name, method)
             try:
-                said = await asyncio.get_running_loop().run_in_executor(self._thread, work)
+                async with self._threads.alone():  # it sets hooks in the networks
+                    said = await self._threads.compute(work)
             except Exception as error:
                 return self._failed(served, number, error)
             return {"file": number, "error": None, **said}

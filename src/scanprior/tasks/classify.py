@@ -222,7 +222,7 @@ class Classifier(nn.Module):
         self.eval()
         return self._probabilities(self.logits(images.to(device)) for images in batches)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def answer(self, images: Tensor) -> tuple[NDArray[np.float32], Features]:
         """Return probabilities (B, classes) of normalised images, and the features they are made of."""
         self.eval()

@@ -263,7 +263,7 @@ class Segmenter(nn.Module):
         for images in batches:
             yield self.probabilities(self.logits(images.to(device))).cpu()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def answer(self, images: Tensor) -> tuple[NDArray[np.float32], Features]:
         """Return probabilities (B, channels, S, S) of normalised images, and the features they are made of."""
         self.eval()
