@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from contextlib import suppress
-from functools import partial
 from typing import Generic, TypeVar
-
-from scanprior.serving.threads import NetworkThreads
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -18,12 +16,12 @@ Answer = TypeVar("Answer")
 class Batches(Generic[Item, Answer]):
     """Collects items until a batch is full, or nobody is known to bring more, or the first has waited long enough.
 
-    While as many batches are computed as may be at a time the next one gathers, so that under load they fill by
-    themselves; an item that comes alone waits for nothing.
+    While a batch is computed the next one gathers, so that under load they fill by themselves; an item that comes
+    alone waits for nothing.
 
     Args:
-        compute: gives an answer for each item of a batch; runs in ``threads``, for several batches at a time.
-        threads: where, and how many batches at a time; may be shared with others.
+        compute: gives an answer for each item of a batch; runs in ``executor``.
+        executor: with one thread, as a network is not to be used by several at a time.
         size: items of a batch at most.
         patience: seconds that the first item waits for those that are announced.
         computed: is told the size of every batch and the seconds it took.
@@ -32,18 +30,17 @@ class Batches(Generic[Item, Answer]):
     def __init__(
         self,
         compute: Callable[[Sequence[Item]], Sequence[Answer]],
-        threads: NetworkThreads,
+        executor: Executor,
         *,
         size: int,
         patience: float = 0.02,
         computed: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
-        self._compute, self._threads, self.size = compute, threads, size
+        self._compute, self._executor, self.size = compute, executor, size
         self._patience, self._computed = patience, computed
         self._waiting: deque[tuple[Item, asyncio.Future[Answer]]] = deque()
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._under_way: set[asyncio.Task[None]] = set()
         self.expected = 0
 
     def start(self) -> None:
@@ -51,12 +48,11 @@ class Batches(Generic[Item, Answer]):
         self._task = asyncio.get_running_loop().create_task(self._work())
 
     async def close(self) -> None:
-        """Stop; whoever waits, also for a batch under way, is cancelled."""
-        for task in [self._task, *self._under_way]:
-            if task is not None:
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+        """Stop; whoever waits, also for the batch under way, is cancelled."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
         while self._waiting:
             self._waiting.popleft()[1].cancel()
 
@@ -79,20 +75,14 @@ class Batches(Generic[Item, Answer]):
     async def _work(self) -> None:
         while True:
             await self._gather()
-            await self._threads.acquire()
             taken = [self._waiting.popleft() for _ in range(min(self.size, len(self._waiting)))]
             batch = [(item, future) for item, future in taken if not future.done()]  # some have gone away
-            task = asyncio.get_running_loop().create_task(self._taken(batch))
-            self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
-
-    async def _taken(self, batch: list[tuple[Item, asyncio.Future[Answer]]]) -> None:
-        try:
-            await self._answered(batch)
-        finally:
-            self._threads.release()
-            for _, future in batch:
-                future.cancel()  # of those that have no answer, as the work was stopped
+            try:
+                await self._answered(batch)
+            except asyncio.CancelledError:
+                for _, future in batch:
+                    future.cancel()
+                raise
 
     async def _answered(self, batch: list[tuple[Item, asyncio.Future[Answer]]]) -> None:
         """Compute a batch; where that fails each of its items alone, so that one fails for itself only."""
@@ -101,7 +91,7 @@ class Batches(Generic[Item, Answer]):
         loop = asyncio.get_running_loop()
         begun = loop.time()
         try:
-            answers = await self._threads.compute(partial(self._compute, [item for item, _ in batch]))
+            answers = await loop.run_in_executor(self._executor, self._compute, [item for item, _ in batch])
             pairs = list(zip(batch, answers, strict=True))
         except Exception as error:
             if len(batch) > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,9 @@ from scanprior.data.readers import Upload
 from scanprior.serving.batching import Batches
 from scanprior.serving.counting import Counts
 from scanprior.serving.decoding import Decoders
+from scanprior.serving.halves import Halves
 from scanprior.serving.limits import Limits
 from scanprior.serving.served import Answer, Served, explained, picture
-from scanprior.serving.threads import NetworkThreads
 from scanprior.serving.uploads import Desk
 
 log = logging.getLogger("scanprior.serving")
@@ -52,7 +53,8 @@ class Service:
     async def start(self) -> None:
         """Begin to work, in the loop that runs."""
         limits = self.limits
-        self._threads = NetworkThreads(torch.get_num_threads())
+        self._thread = ThreadPoolExecutor(1, "network")  # one at a time uses the networks
+        self._halves = Halves(torch.get_num_threads())
         self._originals = asyncio.Semaphore(
             2
         )  # images and masks of full size are many times as large as what was sent
@@ -61,7 +63,10 @@ class Service:
         self._batches: dict[str, Batches[Reading, Answer]] = {}
         for name, served in self.served.items():
             self._batches[name] = Batches(
-                served, self._threads, size=limits.batch_size, computed=partial(self._computed, name)
+                partial(self._halves, served),
+                self._thread,
+                size=limits.batch_size,
+                computed=partial(self._computed, name),
             )
             self._batches[name].start()
 
@@ -70,7 +75,8 @@ class Service:
         for batches in self._batches.values():
             await batches.close()
         await asyncio.to_thread(self._decoders.close)
-        self._threads.close()
+        self._thread.shutdown()
+        self._halves.close()
 
     def model(self, name: str | None) -> Served:
         """Return a run by its name.
@@ -160,8 +166,7 @@ class Service:
                 return {"file": number, "error": reading.error}
             work = partial(explained, served, reading.original, class_name, method)
             try:
-                async with self._threads.alone():  # it sets hooks in the networks
-                    said = await self._threads.compute(work)
+                said = await asyncio.get_running_loop().run_in_executor(self._thread, work)
             except Exception as error:
                 return self._failed(served, number, error)
             return {"file": number, "error": None, **said}
