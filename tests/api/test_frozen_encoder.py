@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from api.conftest import FROM_PARENT
 from scanprior import api
 from scanprior.api.models import load_classifier, load_encoder
+from scanprior.errors import RunError
 from scanprior.files import share
 from scanprior.run import Run
 
@@ -127,3 +128,14 @@ def test_predictions_are_those_of_the_training(frozen: Run, phantoms: Path) -> N
     names = [name for name in found if name.startswith("prob:")]
     assert np.allclose(found[names], rows[names], atol=1e-6)
     assert json.loads((frozen.path / "model.json").read_text())["adapt"]["train"] == "none"
+
+
+def test_an_encoder_without_some_of_its_weights_is_refused(phantoms: Path, tmp_path: Path) -> None:
+    network = {"encoder.name": "test_convnext.r160_in1k"}  # its last norm may be missing in published files
+    options = {**FROM_PARENT, **network, "adapt.train": "none", "engine.steps": 1}
+    run = api.finetune(phantoms, out=tmp_path / "run", options=options)
+    weights = load_file(run.encoder_weights)
+    del weights["encoder.net.head.norm.weight"]
+    save_file(weights, run.encoder_weights)
+    with pytest.raises(RunError, match=r"missing \(.*head\.norm\.weight\)"):
+        load_encoder(run)
