@@ -9,7 +9,7 @@ from functools import cache
 
 from threadpoolctl import ThreadpoolController
 
-_alone = threading.Lock()
+_alone = threading.Lock()  # one at a time: each gives back the number of threads that it found
 
 
 @contextmanager
@@ -20,10 +20,7 @@ def one_blas_thread() -> Iterator[None]:
     expected. They take the cores from the network that computes next instead: EfficientNet-Lite0 answers batches of 16
     images of 128 px in 0.65 of the time without them (two cores).
     """
-    with (
-        _alone,
-        _libraries().limit(limits=1, user_api="blas"),
-    ):  # one at a time: each gives back what it found
+    with _alone, _libraries().limit(limits=1, user_api="blas"):
         yield
 
 
