@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measure import Row, Settings, Side, in_turns, speed_row
+from scanprior.allocation import keep_freed_memory
 from scanprior.data.inputs import to_input
 from scanprior.data.preprocessing import Preprocessing
 from scanprior.encoders import EncoderConfig, create_encoder
-from scanprior.engine import keep_freed_memory
 from scanprior.exporting import ClassifierGraph, open_file, write_file
 from scanprior.exporting.written import Opened
 from scanprior.tasks.classify import Classifier, ClassifyConfig

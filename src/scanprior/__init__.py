@@ -2,12 +2,15 @@
 
 The verbs of the command line are functions here: ``scanprior.pretrain(...)``,
 ``scanprior.finetune(...)``, ``scanprior.evaluate(...)`` and so on (see ``scanprior.api``).
-They are imported on first use, so that ``import scanprior`` costs next to nothing.
+They are imported on first use, so that ``import scanprior`` costs next to nothing. It lets all threads of the process
+allocate from one arena (``scanprior.allocation``), unless ``MALLOC_ARENA_MAX`` is set.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+from scanprior.allocation import use_one_arena
 
 __version__ = "0.1.0"
 
@@ -17,6 +20,9 @@ _VERBS = (
 )  # fmt: skip
 
 __all__ = ["__version__", *_VERBS]
+
+
+use_one_arena()  # before anything is imported that starts threads, as pyarrow does
 
 
 def __getattr__(name: str) -> Any:

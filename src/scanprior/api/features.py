@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from scanprior.allocation import keep_freed_memory
 from scanprior.api.embeddings import Embeddings
 from scanprior.api.sources import cache_folder
 from scanprior.data.folder_lock import locked
@@ -28,7 +29,7 @@ from scanprior.data.loader import evaluation_batches
 from scanprior.data.store import ImageStore
 from scanprior.data.transforms import Preprocessing
 from scanprior.encoders import Encoder, Features, descriptor
-from scanprior.engine import Batch, Order, Reporter, keep_freed_memory
+from scanprior.engine import Batch, Order, Reporter
 from scanprior.files import replacing
 
 BLOCK = 32

@@ -12,11 +12,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
+from scanprior.api.batches import worked
 from scanprior.api.mask_predictor import MaskPredictor
 from scanprior.api.mask_results import predicted_masks
 from scanprior.api.models import augmentation_of, load_segmenter
 from scanprior.api.outlier_detection import COLUMNS, OutlierDetector
-from scanprior.api.prediction_rows import TABLES, PredictionRows, parts_of, save_table, spread, worked
+from scanprior.api.prediction_rows import TABLES, PredictionRows, parts_of, save_table, spread
 from scanprior.api.reading import Reading, read_all, stacked
 from scanprior.data.paths import split_reference
 from scanprior.data.transforms import Augmentation
@@ -87,8 +88,8 @@ def predict_masks(
         None if output is None else parts_of(output.folder), request, resume=resume, reporter=reporter
     )
     readings = read_all(references[rows.done :], work.predictor.forms, workers=workers, originals=True)
-    for table in worked(readings, work, batch_size, reporter):
-        rows.add(table)
+    for tables in worked(readings, work, batch_size, reporter):
+        rows.add(tables)
         reporter.counted(rows.done, len(references), "images predicted")
     table = rows.table()
     if output is not None:

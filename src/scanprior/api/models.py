@@ -8,13 +8,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from scanprior.allocation import keep_freed_memory
 from scanprior.api.predictor import Member, Predictor
 from scanprior.api.settings import AdaptConfig, FinetuneConfig, PretrainConfig
 from scanprior.catalogue import network_of
 from scanprior.data.transforms import Augmentation, Preprocessing
 from scanprior.encoders import Encoder, EncoderConfig, create_encoder
 from scanprior.encoders import load_weights as load_encoder_weights
-from scanprior.engine import EngineConfig, Reporter, keep_freed_memory
+from scanprior.engine import EngineConfig, Reporter
 from scanprior.engine.checkpoint import load_weights, replace_weights
 from scanprior.engine.settings import Precision
 from scanprior.engine.undrawn import undrawn

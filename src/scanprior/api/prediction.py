@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from scanprior.api.batches import worked
 from scanprior.api.mask_prediction import MaskForm, MaskOutput, predict_masks
 from scanprior.api.models import load_predictor
 from scanprior.api.prediction_rows import (
@@ -21,7 +22,6 @@ from scanprior.api.prediction_rows import (
     save_features,
     save_table,
     spread,
-    worked,
 )
 from scanprior.api.predictor import Predictor
 from scanprior.api.reading import Reading, default_workers, read_all, stacked
@@ -63,7 +63,7 @@ def predict(
             float32, NaN for an image that could not be read; of an ensemble those of its members side by side.
         tta: so many augmented views of every image are predicted too, and the probabilities averaged (test-time
             augmentation); drawn from the augmentation that the run was trained with.
-        batch_size: images per forward pass; fewer where they do not fit into memory.
+        batch_size: images held at a time, half of which are computed; fewer where they do not fit into memory.
         workers: processes that read images beside the one that predicts; None = one or half the cores, 0 = none.
         resume: whether to go on with a prediction of the same images that was stopped.
         reporter: shows progress.
@@ -100,8 +100,8 @@ def predict(
         None if place is None else parts_of(place), request, resume=resume, reporter=reporter
     )
     readings = read_all(references[rows.done :], work.predictor.forms, workers=workers)
-    for table, vectors in worked(readings, work, batch_size, reporter):
-        rows.add(table, vectors)
+    for parts in worked(readings, work, batch_size, reporter):
+        rows.add([table for table, _ in parts], [vectors for _, vectors in parts if vectors is not None])
         reporter.counted(rows.done, len(references), "images predicted")
     table = rows.table()
     if features is not None:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scanprior.api.reading import Reading
 from scanprior.engine import Reporter
-from scanprior.engine.memory import is_out_of_memory
-from scanprior.errors import DataError, RunError
+from scanprior.errors import RunError
 from scanprior.files import replacing, write_text
 
 PART = 1024
@@ -28,8 +25,6 @@ TABLES = (".csv", ".parquet", ".jsonl")
 
 FEATURES = (".npy", ".parquet")
 """Endings of the files of features that can be written."""
-
-Made = TypeVar("Made")
 
 
 class PredictionRows:
@@ -85,13 +80,13 @@ class PredictionRows:
         self.done = sum(map(len, self._tables))
         reporter.note(f"{self.done:,} images were predicted before")
 
-    def add(self, table: pd.DataFrame, features: NDArray[np.float32] | None = None) -> None:
-        """Take the next rows, and (rows, D) features where they are wanted."""
-        self._tables.append(table)
-        if features is not None:
-            self._features.append(features)
-        self.done += len(table)
-        self._waiting += len(table)
+    def add(self, tables: Sequence[pd.DataFrame], features: Sequence[NDArray[np.float32]] = ()) -> None:
+        """Take the next rows, and (rows, D) features where they are wanted; they are kept together, or none of them."""
+        self._tables += tables
+        self._features += features
+        count = sum(map(len, tables))
+        self.done += count
+        self._waiting += count
         if self.place is not None and self._waiting >= PART:
             self._keep()
 
@@ -141,30 +136,6 @@ def spread(values: NDArray[Any], rows: NDArray[np.int64], count: int) -> NDArray
     whole = np.full((count, *values.shape[1:]), np.nan if numbers else None, dtype=kind)
     whole[rows] = values
     return whole
-
-
-def worked(
-    readings: Iterator[Reading], work: Callable[[list[Reading]], Made], size: int, reporter: Reporter
-) -> Iterator[Made]:
-    """Yield what ``work`` makes of ``size`` images at a time; of half as many from when memory has run out.
-
-    Raises:
-        DataError: not even one image fits into memory.
-    """
-    while batch := list(islice(readings, size)):
-        while batch:
-            try:
-                made = work(batch[:size])
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if size == 1:
-                    raise DataError(f"{batch[0].reference}: memory ran out with this image alone") from error
-                size //= 2
-                reporter.note(f"memory ran out: going on with {size} images at a time")
-                continue
-            batch = batch[size:]
-            yield made
 
 
 def save_table(table: pd.DataFrame, out: Path) -> None:

@@ -172,7 +172,7 @@ def predict(
         Path | None, typer.Option("--features", help="Write features too: .npy or .parquet.")
     ] = None,
     tta: Annotated[int, typer.Option("--tta", help="Average over so many augmented views more.")] = 0,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per forward pass.")] = 64,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images held at a time.")] = 64,
     workers: Annotated[
         int | None, typer.Option("--workers", min=0, help="Processes that read; default half the cores.")
     ] = None,

@@ -21,7 +21,8 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from scanprior import keyed
-from scanprior.engine.central_processor import keep_freed_memory, use_plain_attention
+from scanprior.allocation import keep_freed_memory
+from scanprior.engine.central_processor import use_plain_attention
 from scanprior.engine.checkpoint import Checkpoints, Progress, load_weights, replace_weights
 from scanprior.engine.logs import MetricsLog, Reporter
 from scanprior.engine.memory import fitting, is_out_of_memory

@@ -16,10 +16,10 @@ from fastapi import HTTPException
 
 from scanprior.api.reading import Reading, default_workers
 from scanprior.data.readers import Upload
+from scanprior.engine import Halves
 from scanprior.serving.batching import Batches
 from scanprior.serving.counting import Counts
 from scanprior.serving.decoding import Decoders
-from scanprior.serving.halves import Halves
 from scanprior.serving.limits import Limits
 from scanprior.serving.served import Answer, Served, explained, picture
 from scanprior.serving.uploads import Desk

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 
-from scanprior.serving.halves import Halves
+from scanprior.engine import Halves
 
 
 @pytest.fixture
