@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,8 @@ import pytest
 from api.conftest import FINETUNING
 from scanprior import api
 from scanprior.api import prediction, prediction_rows
+from scanprior.api.batches import worked
 from scanprior.api.models import load_classifier
-from scanprior.api.prediction_rows import worked
 from scanprior.api.reading import Reading, read_all
 from scanprior.data.readers import read_reference
 from scanprior.data.transforms import prepare_image, to_input
@@ -39,7 +39,7 @@ def test_a_stopped_prediction_goes_on_where_it_was(
     refused: Callable[..., str],
 ) -> None:
     monkeypatch.setattr(prediction_rows, "PART", 3)
-    whole = api.predict(finetuned.path, files, batch_size=2)
+    whole = api.predict(finetuned.path, files, batch_size=4)
     out, count = tmp_path / "p.csv", 0
     work = prediction._Classifying.__call__
 
@@ -52,7 +52,7 @@ def test_a_stopped_prediction_goes_on_where_it_was(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(prediction._Classifying, "__call__", stopping)
-        api.predict(finetuned.path, files, out=out, batch_size=2, features=tmp_path / "f.npy")
+        api.predict(finetuned.path, files, out=out, batch_size=4, features=tmp_path / "f.npy")
     assert not out.exists() and len(list((tmp_path / "p.csv.parts").glob("*.parquet"))) == 1
     said = refused("predict", finetuned.path, files[0], "--out", out, "--resume")
     assert "parts of a prediction of other images" in said
@@ -62,7 +62,7 @@ def test_a_stopped_prediction_goes_on_where_it_was(
         "read_all",
         lambda references, *a, **k: seen.extend(references) or read_all(references, *a, **k),
     )
-    api.predict(finetuned.path, files, out=out, batch_size=2, resume=True, features=tmp_path / "f.npy")
+    api.predict(finetuned.path, files, out=out, batch_size=4, resume=True, features=tmp_path / "f.npy")
     assert seen == [str(file) for file in files[4:]] and not (tmp_path / "p.csv.parts").exists()
     written = pd.read_csv(out)
     assert written["image"].tolist() == [str(file) for file in files]
@@ -134,22 +134,64 @@ def test_views_are_averaged_and_the_same_for_every_image(
     assert "was trained without augmentation" in said
 
 
-def test_fewer_images_at_a_time_where_memory_runs_out() -> None:
-    sizes: list[int] = []
+def numbered(count: int) -> Iterator[Reading]:
+    yield from (Reading(str(number), {}) for number in range(count))
 
-    def work(batch: list[Reading]) -> int:
-        if len(batch) > 3:
-            raise MemoryError
-        sizes.append(len(batch))
-        return len(batch)
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8, 64])
+def test_work_side_by_side_keeps_the_order_and_holds_few_images(size: int) -> None:
+    read, done = 0, 0
 
     def readings() -> Iterator[Reading]:
-        yield from (Reading(str(number), {}) for number in range(10))
+        nonlocal read
+        for reading in numbered(37):
+            read += 1
+            assert read - done <= max(size, 2)  # with a size of 1 one is computed, and the next read
+            yield reading
 
-    assert sum(worked(readings(), work, 8, Reporter())) == 10 and max(sizes) == 2
+    def names(batch: Sequence[Reading]) -> list[str]:
+        assert len(batch) <= max(1, size // 2)
+        return [reading.reference for reading in batch]
 
-    def never(batch: list[Reading]) -> int:
+    found = []
+    for parts in worked(readings(), names, size, Reporter()):
+        found += [name for part in parts for name in part]
+        done = len(found)
+    assert found == [str(number) for number in range(37)]
+
+
+def test_images_before_a_failure_are_done_and_the_failure_is_raised() -> None:
+    def work(batch: Sequence[Reading]) -> int:
+        if any(reading.reference == "9" for reading in batch):
+            raise ValueError("the ninth")
+        return len(batch)
+
+    made = worked(numbered(20), work, 8, Reporter())
+    assert [sum(next(made)), sum(next(made))] == [4, 4]
+    with pytest.raises(ValueError, match="the ninth"):
+        next(made)
+
+
+def test_fewer_images_at_a_time_where_memory_runs_out() -> None:
+    found: list[str] = []
+    said: list[str] = []
+
+    class Noting(Reporter):
+        def note(self, text: str) -> None:
+            said.append(text)
+
+    def work(batch: Sequence[Reading]) -> list[str]:
+        if len(batch) > 3 or (len(batch) > 1 and any(one.reference == "16" for one in batch)):
+            raise MemoryError
+        return [reading.reference for reading in batch]
+
+    for parts in worked(numbered(41), work, 24, Noting()):
+        found += [name for part in parts for name in part]
+    assert found == [str(number) for number in range(41)]
+    assert said == [f"memory ran out: going on with {size} images at a time" for size in (6, 3, 1)]
+
+    def never(batch: Sequence[Reading]) -> int:
         raise MemoryError
 
     with pytest.raises(DataError, match="memory ran out with this image alone"):
-        list(worked(readings(), never, 4, Reporter()))
+        list(worked(numbered(10), never, 4, Reporter()))

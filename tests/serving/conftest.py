@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from scanprior.engine import Reporter
 from scanprior.run import Run
 from scanprior.serving.app import create_app
 from scanprior.serving.limits import Limits
-from scanprior.serving.server import configuration, open_all
+from scanprior.serving.server import configuration, listen, open_all
 from scanprior.serving.service import Service
 
 __all__ = ["_cache", "phantoms"]
@@ -55,8 +54,7 @@ def listening(
     service = Service(open_all(runs, Reporter()), limits or Limits(), workers=1, folder=folder)
     app = create_app(service, token=token)
     server = uvicorn.Server(configuration(app))
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+    with listen("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +19,7 @@ from data import made_dicom
 from scanprior import api
 from scanprior.run import Run
 from scanprior.serving import schema
+from scanprior.serving.server import listen
 from serving.conftest import Server
 
 
@@ -42,6 +45,25 @@ def test_predictions_are_those_of_predict(server: Server, classifier: Run, image
         thumbnail = (result.similar[0].thumbnail or "").removeprefix("data:image/jpeg;base64,")
         assert Image.open(io.BytesIO(base64.b64decode(thumbnail))).size == (32, 32)
     assert said.fingerprint == classifier.card_fingerprint() and "Research use only" in said.notice
+
+
+def test_answers_do_not_wait_for_the_other_side_to_acknowledge() -> None:
+    """Else the body of an answer, sent after its head, waits for some forty milliseconds."""
+    found = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        found.append(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    async def asked() -> None:
+        with listen("127.0.0.1", 0) as listening:
+            async with await asyncio.start_server(answer, sock=listening) as server:
+                reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+                await reader.read()
+                writer.close()
+
+    asyncio.run(asked())
+    assert found and found[0]
 
 
 def test_the_operating_point_is_that_of_the_evaluation(server: Server, images: list[Path]) -> None:

@@ -327,6 +327,22 @@ def test_a_decoder_that_is_stuck_or_dies(images: list[Path]) -> None:
     assert found[2] is None or "decoder stopped" in found[2]
 
 
+def test_a_file_is_not_charged_for_those_before_it(images: list[Path]) -> None:
+    """A process is given the next file before it is done with one; a time limit is of each by itself."""
+    upload = Upload(images[0].read_bytes(), "x.png")
+
+    async def tried() -> list[str | None]:
+        decoders = Decoders(1, 10**6, 0.6)
+        await decoders.start()
+        before = [decoders._pool.schedule(time.sleep, args=[0.4], timeout=0.6) for _ in range(2)]
+        found = [one.error for one in await asyncio.gather(*(decoders.read(upload, {}) for _ in range(8)))]
+        assert [one.result() for one in before] == [None, None]
+        decoders.close()
+        return found
+
+    assert asyncio.run(tried()) == [None] * 8
+
+
 def test_one_image_that_the_network_fails_on_fails_alone(
     server: Server, images: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,8 @@ from scanprior.workers import end_with_parent, started, worker_context
 _DAMAGED_DICOM = "damaged or truncated DICOM"
 _QUOTED_KIND = re.compile(r" \(modality .*?\)(?=:)", re.S)
 _QUOTED_VALUE = re.compile(r"(PhotometricInterpretation|VOILUTFunction|transfer syntax) .* (is not)", re.S)
+_AT_A_TIME = 2
+"""Files that a process has been given: one that it decodes, and the next."""
 _GRACE = 10.0
 """Seconds beyond its own after which a pool of processes that does not answer is given up and made anew."""
 
@@ -37,7 +39,9 @@ class Decoders:
     def __init__(self, workers: int, pixels: int, seconds: float) -> None:
         self.pixels, self.seconds, self._workers = pixels, seconds, workers
         self._pool = self._made()
-        self._free = asyncio.Semaphore(workers)  # so that a time limit is of the decoding, not of the waiting
+        # Few, so that what waits for long is not counted against time limits; two each, so that no process waits
+        # for its next file until an event loop under load comes to it.
+        self._free = asyncio.Semaphore(_AT_A_TIME * workers)
 
     async def start(self) -> None:
         """Start the processes before the first upload needs one."""
@@ -62,9 +66,8 @@ class Decoders:
         """
         async with self._free:
             pool = self._pool
-            watch = asyncio.timeout(
-                self.seconds + _GRACE
-            )  # pebble's own needs a lock that a dead process may hold
+            longest = _AT_A_TIME * self.seconds + _GRACE
+            watch = asyncio.timeout(longest)  # pebble's own needs a lock that a dead process may hold
             try:
                 async with watch:
                     return await asyncio.wrap_future(self._schedule(upload, dict(forms), frame, original))

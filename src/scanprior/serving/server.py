@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import socket
@@ -104,7 +105,7 @@ def serve(
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ConfigError(f"--certificate {certificate} --key {key}: {reason}") from None
-    listening = _listen(host, port)
+    listening = listen(host, port)
     scheme = "http" if certificate is None else "https"
     if not local and certificate is None:
         reporter.note(
@@ -112,8 +113,13 @@ def serve(
         )
     shown = f"[{host}]" if ":" in host else host
     reporter.note(f"serving on {scheme}://{shown}:{listening.getsockname()[1]}")
-    with listening:
-        _Server(config).run(sockets=[listening])
+    gc.collect()
+    gc.freeze()  # to look through all that the libraries hold takes hundreds of milliseconds, now and then
+    try:
+        with listening:
+            _Server(config).run(sockets=[listening])
+    finally:
+        gc.unfreeze()
 
 
 def open_all(runs: str | Path | Sequence[str | Path], reporter: Reporter) -> dict[str, Served]:
@@ -215,14 +221,15 @@ class _Protocol(H11Protocol):
             self._head_timer = self.loop.call_later(_UNREAD_SECONDS, self.transport.abort)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens.
 
     Raises:
         DataError: it cannot be had.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family)
+    # Named as TCP, as asyncio sends small answers at once only then: else each waits up to 40 ms for the other side.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
