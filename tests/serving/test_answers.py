@@ -12,14 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from data import made_dicom
 from scanprior import api
+from scanprior.engine import Reporter
 from scanprior.run import Run
 from scanprior.serving import schema
-from scanprior.serving.server import listen
+from scanprior.serving import server as server_module
+from scanprior.serving.server import listen, open_all
 from serving.conftest import Server
 
 
@@ -64,6 +67,19 @@ def test_answers_do_not_wait_for_the_other_side_to_acknowledge() -> None:
 
     asyncio.run(asked())
     assert found and found[0]
+
+
+def test_loading_starts_no_threads_that_computing_would_wait_for(
+    classifier: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr(server_module, "open_served", lambda path, name: seen.append(torch.get_num_threads()))
+    torch.set_num_threads(3)
+    try:
+        assert list(open_all([classifier.path, classifier.path], Reporter())) == ["chest", "chest-2"]
+        assert seen == [1, 1] and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_operating_point_is_that_of_the_evaluation(server: Server, images: list[Path]) -> None:

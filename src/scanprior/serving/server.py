@@ -7,11 +7,12 @@ import gc
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -128,14 +129,26 @@ def open_all(runs: str | Path | Sequence[str | Path], reporter: Reporter) -> dic
     if not paths:
         raise ConfigError("no run to serve; name at least one")
     served: dict[str, Served] = {}
-    for path in paths:
-        stem = Path(path).resolve().name
-        name, number = stem, 2
-        while name in served:
-            name, number = f"{stem}-{number}", number + 1
-        reporter.note(f"loading {path}")
-        served[name] = open_served(path, name)
+    cores = torch.get_num_threads()
+    # The threads that share a layer sleep between two of them once there are more than cores in the whole process,
+    # and one image takes twice as long: so this thread, which computes no image later, starts none here.
+    torch.set_num_threads(1)
+    try:
+        for path in paths:
+            name = _free_name(path, served)
+            reporter.note(f"loading {path}")
+            served[name] = open_served(path, name)
+    finally:
+        torch.set_num_threads(cores)
     return served
+
+
+def _free_name(path: str | Path, taken: Mapping[str, Any]) -> str:
+    stem = Path(path).resolve().name
+    name, number = stem, 2
+    while name in taken:
+        name, number = f"{stem}-{number}", number + 1
+    return name
 
 
 def checked_token(token: str | None) -> str | None:
