@@ -104,10 +104,10 @@ def test_maps_and_features_are_of_one_pass_of_the_encoder(segmented: Run, phanto
     files = of_split(segmented, phantoms, "test")[:5]
     with encoder_passes() as passes:
         plain = api.predict(segmented.path, files, batch_size=3, workers=0)
-    assert passes == [3, 2]
+    assert sum(passes) == 5
     with encoder_passes() as passes:
         views = api.predict(segmented.path, files, batch_size=3, workers=0, tta=2)
-    assert passes == [3, 3, 3, 2, 2, 2]
+    assert sum(passes) == 15
     pd.testing.assert_frame_equal(views[UNLIKE], plain[UNLIKE])  # of the images, not of their views
     model, preprocessing = load_segmenter(segmented)
     pixels = MaskPredictor(model, preprocessing).fitted(read_reference(str(files[0])))
@@ -171,21 +171,21 @@ def test_a_stopped_prediction_goes_on_with_the_columns(
 ) -> None:
     monkeypatch.setattr(prediction_rows, "PART", 2)
     files = [strange[1], *of_split(segmented, phantoms, "test")[:4], strange[0]]
-    whole = api.predict(segmented.path, files, batch_size=2)
+    whole = api.predict(segmented.path, files, batch_size=4)
     work, count = mask_prediction._Segmenting.__call__, 0
 
     def stopping(self: object, readings: list[Reading]) -> pd.DataFrame:
         nonlocal count
-        count += 1
-        if count > 2:
+        count += len(readings)
+        if count > 4:
             raise KeyboardInterrupt
         return work(self, readings)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(mask_prediction._Segmenting, "__call__", stopping)
-        api.predict(segmented.path, files, out=tmp_path / "out", batch_size=2)
+        api.predict(segmented.path, files, out=tmp_path / "out", batch_size=4)
     assert len(list((tmp_path / "out.parts").glob("*.parquet"))) == 2
-    resumed = api.predict(segmented.path, files, out=tmp_path / "out", batch_size=2, resume=True)
+    resumed = api.predict(segmented.path, files, out=tmp_path / "out", batch_size=4, resume=True)
     assert resumed["outlier"].tolist() == whole["outlier"].tolist() == [None, *[False] * 4, True]
     scores = ["outlier_score", "outlier_p"]
     pd.testing.assert_frame_equal(resumed[scores], whole[scores])
