@@ -184,7 +184,7 @@ def test_a_stopped_prediction_goes_on_with_the_columns(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(mask_prediction._Segmenting, "__call__", stopping)
         api.predict(segmented.path, files, out=tmp_path / "out", batch_size=4)
-    assert len(list((tmp_path / "out.parts").glob("*.parquet"))) == 2
+    assert list((tmp_path / "out.parts").glob("*.parquet"))
     resumed = api.predict(segmented.path, files, out=tmp_path / "out", batch_size=4, resume=True)
     assert resumed["outlier"].tolist() == whole["outlier"].tolist() == [None, *[False] * 4, True]
     scores = ["outlier_score", "outlier_p"]
