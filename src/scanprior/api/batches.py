@@ -43,7 +43,7 @@ def worked(
     finally:
         halves.close()
     if left:
-        yield from _one_by_one(chain(left, readings), work, batch, reporter)
+        yield from _one_by_one(chain(left, readings), work, _fewer(batch, reporter), reporter)
 
 
 def _side_by_side(
@@ -68,11 +68,9 @@ def _side_by_side(
 
 
 def _one_by_one(
-    readings: Iterator[Reading], work: Work[Made], failed: int, reporter: Reporter
+    readings: Iterator[Reading], work: Work[Made], size: int, reporter: Reporter
 ) -> Iterator[list[Made]]:
-    """Work on one batch at a time, of half as many images as those that memory ran out with, ever again."""
-    size = max(1, failed // 2)
-    reporter.note(f"memory ran out: going on with {size} images at a time")
+    """Work on one batch at a time; of half as many images from when memory has run out."""
     while batch := list(islice(readings, size)):
         while batch:
             try:
@@ -82,8 +80,14 @@ def _one_by_one(
                     raise
                 if size == 1:
                     raise DataError(f"{batch[0].reference}: memory ran out with this image alone") from error
-                size //= 2
-                reporter.note(f"memory ran out: going on with {size} images at a time")
+                size = _fewer(size, reporter)
                 continue
             batch = batch[size:]
             yield [made]
+
+
+def _fewer(size: int, reporter: Reporter) -> int:
+    """Return how many images to go on with where memory ran out with so many."""
+    size = max(1, size // 2)
+    reporter.note(f"memory ran out: going on with {size} images at a time")
+    return size
