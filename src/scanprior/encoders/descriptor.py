@@ -24,6 +24,7 @@ def descriptor(features: Features) -> Tensor:
     parts = []
     for level in features.pyramid:
         level = level.float()
-        deviation, mean = torch.std_mean(level, dim=(2, 3), correction=0)
-        parts += [F.normalize(mean, dim=1), F.normalize(deviation, dim=1)]
+        mean = level.mean((2, 3), keepdim=True)
+        deviation = (level - mean).square_().mean((2, 3)).sqrt()  # torch.std_mean takes ten times as long
+        parts += [F.normalize(mean[:, :, 0, 0], dim=1), F.normalize(deviation, dim=1)]
     return torch.cat(parts, dim=1)
