@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 
-def worker_context(method: str = "forkserver") -> BaseContext:
+def worker_context(method: str = "forkserver", *, home: str | None = None) -> BaseContext:
     """Return the context in which worker processes are made.
 
     A forked child of a process with threads may hang, so processes are never forked from this one. Usually
@@ -24,8 +24,13 @@ def worker_context(method: str = "forkserver") -> BaseContext:
 
     Args:
         method: "forkserver" (quick to start; "spawn" where the system has none) or "spawn".
+        home: module of what the processes work on. The first that is given is imported once for all processes to come,
+            also those of later pools, not by every one of them.
     """
-    return _contexts.get(method, _SpawnContext)()
+    context = _contexts.get(method, _SpawnContext)()
+    if home is not None:
+        context.set_forkserver_preload([home])
+    return context
 
 
 def started(*needed: object) -> None:

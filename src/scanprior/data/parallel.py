@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Generic, TypeVar
 
 from scanprior.errors import DataError
@@ -76,7 +77,9 @@ def ordered_map(
     if workers < 1 or len(items) < 16 * chunk:
         yield from map(function, items)
         return
-    pool = ProcessPoolExecutor(workers, worker_context(), initializer=end_with_parent)
+    whole = function.func if isinstance(function, partial) else function
+    context = worker_context(home=whole.__module__)
+    pool = ProcessPoolExecutor(workers, context, initializer=end_with_parent)
     under_way = _Chunks(pool, function)
     try:
         starts = [pool.submit(started, function) for _ in range(workers)]

@@ -362,6 +362,4 @@ def _without_killers(lost: list[Chunk], try_image: Callable[[str], None]) -> lis
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    context = worker_context()
-    context.set_forkserver_preload([__name__])  # imported once, not by every worker
-    return ProcessPoolExecutor(workers, context, initializer=end_with_parent)
+    return ProcessPoolExecutor(workers, worker_context(home=__name__), initializer=end_with_parent)

@@ -99,8 +99,7 @@ class Decoders:
             threading.Thread(target=_end, args=(broken,), daemon=True).start()
 
     def _made(self) -> ProcessPool:
-        context = worker_context()
-        context.set_forkserver_preload([__name__])  # imported once: one that was ended is replaced at once
+        context = worker_context(home=__name__)
         return ProcessPool(self._workers, context=context, initializer=_begin)
 
 
