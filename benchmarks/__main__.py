@@ -1,9 +1,12 @@
-"""``python -m benchmarks [NAME…] [--quick] [--out FILE]``: measure, print the table, write the JSON."""
+"""``python -m benchmarks [NAME…] [--quick] [--out FILE]``: measure, print the table, write the JSON.
+
+Every benchmark has a process of its own: what others leave behind (pools of threads, compiled kernels, memory that is
+kept) changes the speed of both sides.
+"""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import platform
@@ -19,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import NAMES
-from benchmarks.measure import REPOSITORY, Row, Settings, Side
+from benchmarks.measure import REPOSITORY, Row, Settings, Side, in_own_process
 
 RESULTS = REPOSITORY / "docs" / "results" / "bench.json"
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "lightning-fabric", "lightly")
@@ -30,7 +33,6 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = _arguments(arguments)
     console = Console(highlight=False, width=None if os.isatty(1) else 150)
     threads = 1 if chosen.quick else min(2, os.cpu_count() or 1)
-    torch.set_num_threads(threads)
     begun, document = time.monotonic(), describe(threads, chosen.quick)
     found: dict[str, list[Row]] = {}
     with tempfile.TemporaryDirectory(prefix="scanprior-bench-") as folder:
@@ -39,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name in NAMES:
             if name in chosen.names:
                 started = time.monotonic()
-                found[name] = importlib.import_module(f"benchmarks.{name}").run(settings)
+                found[name] = in_own_process(name, settings)
                 console.print(f"{name}: {time.monotonic() - started:.0f} s")
     document["seconds"] = round(time.monotonic() - begun, 1)
     document["load_after"] = os.getloadavg()[0]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -104,6 +107,20 @@ class Row:
             "name": self.name, "value": self.value, "unit": self.unit, "target": self.target, "sense": self.sense,
             "met": self.met, "spread": self.spread, **sides, "note": self.note, "details": self.details,
         }  # fmt: skip
+
+
+def in_own_process(name: str, settings: Settings) -> list[Row]:
+    """Return the rows of a benchmark that runs in a new process, which ends with it."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(_rows, name, settings).result()
+
+
+def _rows(name: str, settings: Settings) -> list[Row]:
+    import torch
+
+    torch.set_num_threads(settings.threads)
+    rows: list[Row] = importlib.import_module(f"benchmarks.{name}").run(settings)
+    return rows
 
 
 def speed_row(name: str, ours: Side, reference: Side, **rest: Any) -> Row:
