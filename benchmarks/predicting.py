@@ -22,7 +22,7 @@ from scanprior.api.trust import Trust
 from scanprior.run import Run
 
 NETWORKS = {"tf_efficientnet_lite0": (128, 1024), "convnext_tiny": (224, 256)}
-"""A quick network, of which reading takes most, and a slow one, with their sizes and how many images they predict."""
+"""A quick network, beside which reading counts, and a slow one, with their sizes and how many images they predict."""
 
 BATCH = 64
 

@@ -48,9 +48,7 @@ class Batches(Generic[Item, Answer]):
         self._some, self._enough = asyncio.Event(), asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.expected = 0
-        self._together = (
-            0  # items that are likely to come together: as many as there were when a batch was done
-        )
+        self._together = 0  # items that there were when the last batch was done; 0 = they have gone
         self._seconds = 0.0  # that the last batch took
         self._news = 0.0  # when an item was last announced, or came, or was answered
 
@@ -143,6 +141,7 @@ class Batches(Generic[Item, Answer]):
         return there >= self.size or (not self.expected and there >= self._together)
 
     def _note_news(self) -> None:
+        """Look again whether there is enough; those who were answered have gone if all was quiet for too long."""
         now = asyncio.get_running_loop().time()
         if now - self._news > QUIET * self._seconds:
             self._together = 0
